@@ -1,0 +1,1 @@
+"""Classification networks in the form that segmentation needs: named functions from tensors to feature maps."""

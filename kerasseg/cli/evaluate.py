@@ -1,0 +1,98 @@
+"""`evaluate.py`: score a run or model on a data set."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kerasseg.cli.opening import Opened, open_run_or_model
+from kerasseg.cli.options import parse_range
+from kerasseg.cli.progress import Progress
+from kerasseg.cli.running import make_parser, run_command
+from kerasseg.errors import KerassegError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Makes the parser of `evaluate.py`."""
+    made = make_parser("evaluate.py", "Score a network: the four metrics of the FCN paper, per class and per image, with pictures.")
+    made.add_argument("model", nargs="?", default=None, metavar="RUN_OR_MODEL", help="default: the newest run under runs/")
+    made.add_argument("--data", default=None, help="data set (default: the run's)")
+    made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
+    made.add_argument("--split", default=None, help="part of the data set (default: the run's validation split, or val)")
+    add_inference_options(made)
+    made.add_argument("--limit", type=int, default=None, help="only the first so many images")
+    made.add_argument("--pictures", type=int, default=6, help="images in the picture of image, truth and prediction")
+    made.add_argument("--report", default=None, help="folder for scores and pictures (default: report/SPLIT in the run)")
+    return made
+
+
+def add_inference_options(made: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a network is run on an image."""
+    made.add_argument("--tta", action="store_true", help="test-time augmentation: three scales, each also mirrored")
+    made.add_argument("--scales", type=parse_range, default=None, help="factors of the image size (default: the run's, or 1)")
+    made.add_argument("--flip", action="store_true", help="average with the mirrored image")
+
+
+def chosen_inference(opened: Opened, options):
+    """Makes the inference that the options describe, on top of the scale that the run trained at."""
+    from kerasseg.evaluation import Inference
+
+    scales = options.scales or ((opened.recipe.image_scale,) if opened.recipe else (1.0,))
+    inference = Inference(scales=scales, flip=options.flip)
+    return inference.with_tta() if options.tta else inference
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Evaluates as the arguments say.
+
+    Raises:
+        KerassegError: If they cannot be followed.
+    """
+    options = parser().parse_args(arguments)
+    opened = open_run_or_model(options.model)
+    data, split = _open_data(opened, options)
+    inference = chosen_inference(opened, options)
+    from kerasseg.evaluation import evaluate, predict, write_report
+
+    total = min(len(data), options.limit or len(data))
+    with Progress(f"evaluating {split}", total, unit="images") as progress:
+        evaluation = evaluate(opened.model, data, inference, progress=lambda done, _: progress.update(done), limit=options.limit)
+    print(evaluation.table())
+    directory = Path(options.report) if options.report else _report_path(opened, split, options.tta)
+    shown = [data[i] for i in _spread(total, options.pictures)]
+    pictures = [(example, predict(opened.model, example.image, scales=inference.scales, flip=inference.flip)) for example in shown]
+    write_report(directory, evaluation, pictures)
+    print(f"report: {directory}")
+
+
+def _open_data(opened: Opened, options):
+    from kerasseg.data import open_data
+
+    recipe = opened.recipe
+    name = options.data or (recipe and recipe.data)
+    if name is None:
+        raise KerassegError(f"{opened.path} does not say what data it is for: pass --data and --data-dir")
+    same = recipe is not None and recipe.data == name
+    data_dir = options.data_dir or (recipe.data_dir if same else None)
+    split = options.split or (recipe.validation_split if same else None) or "val"
+    return open_data(name, data_dir, split), split
+
+
+def _report_path(opened: Opened, split: str, tta: bool) -> Path:
+    name = split + ("-tta" if tta else "")
+    return opened.path / "report" / name if opened.path.is_dir() else opened.path.with_suffix("") / "report" / name
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Picks images evenly over the data set: neighbours are often frames of one scene."""
+    count = max(0, min(count, total))
+    return [index * total // count for index in range(count)]
+
+
+def main() -> int:
+    """Runs `evaluate.py` and returns its exit code."""
+    return run_command(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

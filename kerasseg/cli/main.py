@@ -1,0 +1,30 @@
+"""`kerasseg train|evaluate|predict|export`."""
+
+import importlib
+import sys
+
+from kerasseg.cli.running import run_command
+from kerasseg.errors import KerassegError
+from kerasseg.tables import did_you_mean
+
+COMMANDS = {
+    "train": "train a network, or resume a run",
+    "evaluate": "score a run or model on a data set",
+    "predict": "write masks of photographs",
+    "export": "write a file for devices, and prove that it computes the same",
+}
+
+
+def main() -> int:
+    """Dispatches to one command and returns its exit code."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print("usage: kerasseg COMMAND [options]\n\ncommands:")
+        print("\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
+        return 0
+
+    def dispatch(arguments):
+        if arguments[0] not in COMMANDS:
+            raise KerassegError(f"unknown command '{arguments[0]}': {did_you_mean(arguments[0], COMMANDS)}")
+        importlib.import_module(f"kerasseg.cli.{arguments[0]}").run(arguments[1:])
+
+    return run_command(dispatch)

@@ -1,0 +1,64 @@
+"""RUN_OR_MODEL: what evaluate, predict and export are given, opened."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kerasseg.cli.running import start_tensorflow
+from kerasseg.errors import KerassegError
+from kerasseg.labels import LABELS, LabelTable, generic_table
+from kerasseg.recipes import Recipe
+from kerasseg.runs import Run, newest_run
+from kerasseg.tables import did_you_mean
+
+
+class Opened(NamedTuple):
+    """A network with what its run knows about it: the recipe and the classes, `None` for a bare model file."""
+
+    model: Any
+    path: Path
+    recipe: Recipe | None
+    labels: LabelTable | None
+
+
+def open_run_or_model(path: str | None) -> Opened:
+    """Opens a run directory or a `.keras` file.
+
+    Args:
+        path: Either; `None` is the newest run under runs/.
+    Raises:
+        KerassegError: If it cannot be opened.
+    """
+    path = newest_run().path if path is None else Path(path)
+    run = Run(path) if path.is_dir() else None
+    recipe = Recipe.from_json(run.recipe()) if run else None
+    start_tensorflow()
+    from kerasseg.evaluation import load_model
+
+    model = load_model(path)
+    return Opened(model, path, recipe, run.labels() if run else None)
+
+
+def label_table(opened: Opened, num_classes: int, name: str | None) -> LabelTable:
+    """Finds names and colours for a network's classes: those asked for, else the run's, else numbers in VOC's colours.
+
+    Args:
+        opened: The network.
+        num_classes: How many classes it has.
+        name: Key of `kerasseg.labels.LABELS`, or `None`.
+    Raises:
+        KerassegError: If the table is unknown or has another number of classes.
+    """
+    if name is not None and name not in LABELS:
+        raise KerassegError(f"unknown label table '{name}': {did_you_mean(name, LABELS)}")
+    table = LABELS[name] if name else opened.labels or generic_table([f"class {i}" for i in range(num_classes)])
+    if table.num_classes != num_classes:
+        raise KerassegError(
+            f"label table '{table.name}' has {table.num_classes} classes, the network {num_classes}: name another by --labels"
+        )
+    return table
+
+
+def output_classes(model) -> int:
+    """Counts the classes of a network's first output."""
+    output = model.output
+    return (next(iter(output.values())) if isinstance(output, dict) else output).shape[-1]

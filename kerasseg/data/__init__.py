@@ -1,0 +1,26 @@
+"""Records → decoding → transforms → batches. Only the batches need TensorFlow; it is imported when they are first used."""
+
+from kerasseg.data.decode import decode_image, decode_label
+from kerasseg.data.records import DEFAULT_MEAN, DataSet, Example, FileDataSet, Record
+from kerasseg.data.sampling import SAMPLINGS, example_index, example_rng
+from kerasseg.data.table import DATA_SETS, open_data
+from kerasseg.data.transforms import Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
+from kerasseg.tables import import_lazily as _import_lazily
+
+_BATCHES = ("evaluation_batches", "training_batches", "unwrap_error")
+
+__all__ = [
+    "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet", "Flip", "Jitter", "RandomCrop", "RandomScale",
+    "Record", "Resize", "SAMPLINGS", "compose", "decode_image", "decode_label", "example_index", "example_rng", "open_data",
+    "pad_to", *_BATCHES,
+]  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name in _BATCHES:
+        return getattr(_import_lazily("kerasseg.data.batches"), name)
+    raise AttributeError(f"module 'kerasseg.data' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted(__all__)

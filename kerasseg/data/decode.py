@@ -1,0 +1,147 @@
+"""Files → arrays: uint8 RGB images and int32 label maps."""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kerasseg.errors import KerassegError
+from kerasseg.labels import IGNORE, LabelTable
+
+# Index files hold 8 or 16 bits; Cityscapes' -1 is the only value below.
+_FIRST_VALUE, _LAST_VALUE = -1, 65535
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+
+
+def _open(path) -> Image.Image:
+    """Decodes a file as a whole and turns it upright."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            upright.format = image.format
+            return upright
+    except FileNotFoundError:
+        raise KerassegError(f"no such file: {path}; check the data folder and the list that names it") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # PIL reports broken chunks as SyntaxError and some broken headers as ValueError.
+        reason = " ".join(str(error).split())
+        raise KerassegError(f"cannot decode {path} ({reason}): expected a whole JPEG or PNG; copy the file again") from error
+
+
+def decode_image(path) -> np.ndarray:
+    """Reads a photograph.
+
+    The orientation in its EXIF data is applied. Grey becomes three equal channels, CMYK is converted, an alpha channel is
+    dropped, 16 bits are scaled to 8.
+
+    Args:
+        path: A JPEG or PNG file.
+    Returns:
+        Shape `(H, W, 3)`, uint8 RGB.
+    Raises:
+        KerassegError: If the file is missing, truncated or no image.
+    """
+    image = _open(path)
+    if image.mode.startswith("I"):
+        wide = np.clip(np.asarray(image, np.int64), 0, 65535)
+        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "P":
+        # Straight to RGB, PIL would warn of palettes with transparency.
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def decode_label(path, labels: LabelTable) -> np.ndarray:
+    """Reads a mask, whichever of the usual ways it was written in.
+
+    Grey (8 or 16 bits), 1-bit and palette files hold indices, which go through `labels.file_to_label`; the colours of a palette
+    are not looked at. RGB and RGBA files hold the colours of `labels.palette`; alpha is not looked at.
+
+    Args:
+        path: A lossless file, usually PNG.
+        labels: The table to read by.
+    Returns:
+        Shape `(H, W)`, int32, 0 to classes − 1, 255 = ignore.
+    Raises:
+        KerassegError: If the file cannot be decoded, is a JPEG, or holds a colour or value that is no class.
+    """
+    mask = _open(path)
+    if mask.format not in _LOSSLESS:
+        raise KerassegError(f"mask {path} is a {mask.format} file, which does not keep labels exactly: save masks as PNG")
+    if mask.mode in ("RGB", "RGBA"):
+        return _from_colors(np.asarray(mask)[..., :3], path, labels)
+    if mask.mode == "LA":
+        mask = mask.getchannel("L")
+    if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
+        raise KerassegError(
+            f"mask {path} has mode {mask.mode}: expected indices (grey or palette) or colours (RGB); save it as an 8-bit PNG"
+        )
+    return _from_indices(np.asarray(mask).astype(np.int64), path, labels)
+
+
+@lru_cache(maxsize=16)
+def _index_lookup(labels: LabelTable) -> np.ndarray:
+    """Value in a file − `_FIRST_VALUE` → label, −1 where there is none."""
+    lookup = np.full(_LAST_VALUE - _FIRST_VALUE + 1, -1, np.int32)
+    lookup[-_FIRST_VALUE : labels.num_classes - _FIRST_VALUE] = np.arange(labels.num_classes)
+    lookup[IGNORE - _FIRST_VALUE] = IGNORE
+    for value, label in labels.file_to_label.items():
+        lookup[value - _FIRST_VALUE] = label
+    return lookup
+
+
+def _from_indices(values: np.ndarray, path, labels: LabelTable) -> np.ndarray:
+    inside = (values >= _FIRST_VALUE) & (values <= _LAST_VALUE)
+    label = np.where(inside, _index_lookup(labels)[np.where(inside, values, 0) - _FIRST_VALUE], -1).astype(np.int32)
+    bad = label < 0
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        value = values[row, column]
+        raise KerassegError(
+            f"mask {path} holds the value {value} ({int((values == value).sum())} pixels, first at row {row}, column {column}): "
+            f"'{labels.name}' has {labels.num_classes} classes, expected {_expected_values(labels)}; correct the mask or "
+            "complete the list of classes"
+        )
+    return label
+
+
+def _expected_values(labels: LabelTable) -> str:
+    # A file numbering of its own is contiguous in every table: its ends say it.
+    first, last = (0, labels.num_classes - 1)
+    if labels.file_to_label:
+        first, last = min(0, *labels.file_to_label), max(last, *labels.file_to_label)
+    return f"{first} to {last} or {IGNORE} = ignore"
+
+
+@lru_cache(maxsize=16)
+def _color_lookup(labels: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    """Colours as sorted 24-bit numbers, and the label of each."""
+    colors = np.array([*labels.palette, *labels.ignore_colors], np.int32)
+    numbers = _pack(colors)
+    meanings = np.array([*range(labels.num_classes), *[IGNORE] * len(labels.ignore_colors)], np.int32)
+    order = np.argsort(numbers)
+    return numbers[order], meanings[order]
+
+
+def _pack(colors: np.ndarray) -> np.ndarray:
+    colors = colors.astype(np.int32)
+    return colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]
+
+
+def _from_colors(colors: np.ndarray, path, labels: LabelTable) -> np.ndarray:
+    numbers, meanings = _color_lookup(labels)
+    packed = _pack(colors)
+    position = np.minimum(np.searchsorted(numbers, packed), len(numbers) - 1)
+    bad = numbers[position] != packed
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        color = tuple(int(channel) for channel in colors[row, column])
+        count = int((packed == packed[row, column]).sum())
+        raise KerassegError(
+            f"mask {path} holds the colour {color} ({count} pixels, first at row {row}, column {column}): no class of "
+            f"'{labels.name}' has it; give the colours of the classes in its label table (classes.txt: `name r g b`) or save "
+            "the mask as an index PNG"
+        )
+    return meanings[position]

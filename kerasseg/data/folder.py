@@ -1,0 +1,218 @@
+"""Anyone's own data: a folder of images, a folder of masks, a list of classes."""
+
+import re
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from kerasseg.data.records import FileDataSet, Record
+from kerasseg.errors import KerassegError
+from kerasseg.labels import IGNORE, IGNORE_COLOR, LabelTable, generic_table
+from kerasseg.tables import did_you_mean
+
+_IMAGES = (".jpg", ".jpeg", ".png")
+_MASKS = (".png",)
+_COLORED = re.compile(r"(.+?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
+
+
+class Folder(FileDataSet):
+    """A folder with `images/`, `masks/` and `classes.txt`; image and mask have the same name.
+
+    Images are JPEG or PNG; masks are PNG, with indices (grey or palette; 255 = ignore) or the colours of the classes.
+
+    `classes.txt` names one class a line, in the order of the labels; `name r g b` or `name,r,g,b` gives its colour, too, else the
+    VOC colour map is used. A last line named `ignore` is no class: its number and its colour mean 255.
+
+    The split is found in the first of these ways that applies:
+
+    1. by `train.txt`, `val.txt`, … beside `classes.txt`, with one name a line, or a pair `image mask` of paths;
+    2. by subfolders `images/train/`, `masks/train/`, …;
+    3. by the names: an image whose name without suffix has a CRC-32 divisible by 5 belongs to `val`, any other to `train`: about
+       20 and 80 %, and an image keeps its place when others come or go.
+
+    Args:
+        data_dir: The folder.
+        split: Name of the list or subfolder; `"train"` or `"val"` in the third way.
+    Raises:
+        KerassegError: If the layout is not as told, or an image lacks its mask or a mask its image.
+    Example:
+        >>> data = Folder("my_photos", "val")  # doctest: +SKIP
+    """
+
+    def __init__(self, data_dir=None, split: str = "train"):
+        root = check_folder(data_dir, "folder", "images/, masks/, classes.txt")
+        for name in ("images", "masks", "classes.txt"):
+            if not (root / name).exists():
+                raise KerassegError(f"{root} has no {name}: data set 'folder' expects images/, masks/ and classes.txt in it")
+        records = _records(root, split)
+        if not records:
+            raise KerassegError(f"split '{split}' of {root} is empty: add images, or put their names into {root / f'{split}.txt'}")
+        super().__init__(read_classes(root / "classes.txt"), records)
+
+
+def check_folder(data_dir, name: str, layout: str) -> Path:
+    """Checks that a data folder was given and is there.
+
+    Args:
+        data_dir: What was given.
+        name: Of the data set.
+        layout: What the folder is expected to hold, for the message.
+    Returns:
+        The folder.
+    Raises:
+        KerassegError: If it was not or is not.
+    """
+    remedy = f"open_data('{name}', data_dir=FOLDER) or --data {name} --data-dir FOLDER"
+    if data_dir is None:
+        raise KerassegError(f"data set '{name}' received no data_dir: expected a folder with {layout}; {remedy}")
+    if not Path(data_dir).is_dir():
+        raise KerassegError(f"data set '{name}' received data_dir '{data_dir}', which is no folder: expected {layout}; {remedy}")
+    return Path(data_dir)
+
+
+def read_classes(path: Path) -> LabelTable:
+    """Reads `classes.txt`, as `Folder` tells it.
+
+    Args:
+        path: The file, UTF-8.
+    Returns:
+        The label table.
+    Raises:
+        KerassegError: If it names no class, one twice, or gives colours to some only.
+    """
+    lines = [line.strip() for line in _text(path).splitlines()]
+    entries = [_COLORED.fullmatch(line) for line in lines if line]
+    names = [entry.group(1) if entry else line for entry, line in zip(entries, filter(None, lines), strict=True)]
+    colors = [tuple(int(part) for part in entry.group(2, 3, 4)) if entry else None for entry in entries]
+    ignored = [k for k, name in enumerate(names) if name.lower() == "ignore"]
+    if ignored not in ([], [len(names) - 1]):
+        raise KerassegError(f"{path} names 'ignore' before its last line: labels count lines, move it to the end")
+    count = len(names) - len(ignored)
+    if not count:
+        raise KerassegError(f"{path} names no class: expected one name a line, e.g. `background`")
+    for name, color in zip(names, colors, strict=True):
+        if color is not None and max(color) > 255:
+            raise KerassegError(f"{path} gives '{name}' the colour {color}: expected three numbers from 0 to 255")
+    colored = [color for color in colors[:count] if color is not None]
+    if len(colored) not in (0, count):
+        bare = names[colors.index(None)]
+        raise KerassegError(
+            f"{path} gives a colour to {len(colored)} of {count} classes, none to '{bare}': give it to all or to none"
+        )
+    return _table(path, names[:count], colored or None, colors[count:])
+
+
+def _table(path: Path, names, palette, ignored) -> LabelTable:
+    try:
+        table = generic_table(names, palette)
+        if not ignored:
+            return table
+        # The line after the last class is its file value, too.
+        extra = [color for color in ignored if color not in (None, IGNORE_COLOR)]
+        return LabelTable(table.name, table.classes, table.palette, (*table.ignore_colors, *extra), {len(names): IGNORE})
+    except KerassegError as error:
+        raise KerassegError(f"{path}: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise KerassegError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+
+
+def _records(root: Path, split: str) -> list[Record]:
+    images, masks = root / "images", root / "masks"
+    lists = sorted(path.stem for path in root.glob("*.txt") if path.name != "classes.txt")
+    if split in lists:
+        return _listed(root, split)
+    if {"train", "val"} & set(lists):
+        raise KerassegError(f"{root} has no {split}.txt: {did_you_mean(split, lists)}")
+    subfolders = sorted(path.name for path in images.iterdir() if path.is_dir())
+    if subfolders:
+        if split not in subfolders:
+            raise KerassegError(f"{images} has no subfolder '{split}': {did_you_mean(split, subfolders)}")
+        return pair_files(images / split, masks / split)
+    if split not in ("train", "val"):
+        raise KerassegError(f"{root} has no split '{split}': without lists or subfolders there are 'train' and 'val'")
+    records = pair_files(images, masks)
+    return [record for record in records if (zlib.crc32(record.id.encode()) % 5 == 0) == (split == "val")]
+
+
+def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Name without suffix → file."""
+    if not folder.is_dir():
+        raise KerassegError(
+            f"there is no folder {folder}: expected the files {', '.join('*' + suffix for suffix in suffixes)} in it"
+        )
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if path.stem in found:
+                raise KerassegError(
+                    f"{found[path.stem]} and {path} have one name: expected one file for each name, rename or remove one"
+                )
+            found[path.stem] = path
+    return found
+
+
+def pair_files(images: Path, masks: Path) -> list[Record]:
+    """Pairs all images of a folder with the masks of another, by name.
+
+    Args:
+        images: Folder of `*.jpg`, `*.jpeg` or `*.png`.
+        masks: Folder of `*.png`.
+    Returns:
+        The records, sorted by name.
+    Raises:
+        KerassegError: If there is none, or one lacks the other; names the first and how many.
+    """
+    photos, labels = _files(images, _IMAGES), _files(masks, _MASKS)
+    if not photos:
+        raise KerassegError(f"{images} holds no image: expected {', '.join('*' + suffix for suffix in _IMAGES)}")
+    for these, those, kind, other, where in ((photos, labels, "image", "mask", masks), (labels, photos, "mask", "image", images)):
+        alone = [name for name in these if name not in those]
+        if alone:
+            raise KerassegError(
+                f"{kind} {these[alone[0]]} has no {other} ({len(alone)} of {len(these)} {kind}s have none): expected "
+                f"{where / alone[0]}{'.png' if other == 'mask' else '.jpg or .png'}; add or remove files"
+            )
+    return [Record(name, path, labels[name]) for name, path in photos.items()]
+
+
+def _listed(root: Path, split: str) -> list[Record]:
+    images, masks = root / "images", root / "masks"
+    lines = [line.strip() for line in _text(root / f"{split}.txt").splitlines()]
+    records, lost = [], []
+    for line in filter(None, lines):
+        # A whole line first: names may hold blanks.
+        name, image = line, _find(line, _IMAGES, images)
+        mask = _find(_stem(line, image), _MASKS, masks)
+        words = line.split()
+        if image is None and len(words) == 2:
+            name, image, mask = words[0], _find(words[0], _IMAGES, images, root), _find(words[1], _MASKS, masks, root)
+        if image is None or mask is None:
+            lost.append((line, "image" if image is None else "mask"))
+        else:
+            records.append(Record(_stem(name, image), image, mask))
+    if lost:
+        line, kind = lost[0]
+        raise KerassegError(
+            f"{root / f'{split}.txt'} lists '{line}' but its {kind} is missing ({len(lost)} of {len(records) + len(lost)} lines "
+            f"lack a file): expected a name found in {images} and {masks}, or `image mask` paths below {root}"
+        )
+    return records
+
+
+def _stem(name: str, file: Path | None) -> str:
+    # Not by the last dot alone: names without suffix may hold dots.
+    return name if file is None else name.removesuffix(file.suffix)
+
+
+def _find(name: str, suffixes: Iterable[str], *folders: Path) -> Path | None:
+    """The file of a name with or without suffix, in the first folder that has it."""
+    for folder in folders:
+        for candidate in (folder / name, *(folder / (name + suffix) for suffix in suffixes)):
+            if candidate.suffix.lower() in suffixes and candidate.is_file():
+                return candidate
+    return None

@@ -1,0 +1,122 @@
+"""What a data set is: examples behind indices, a label table and a mean."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kerasseg.data.decode import decode_image, decode_label
+from kerasseg.errors import KerassegError
+from kerasseg.labels import LabelTable
+
+DEFAULT_MEAN = (122.67892, 116.66877, 104.00699)
+"""RGB mean of ImageNet as the Caffe networks subtract it; padding with it is 0 after their preprocessing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One photograph and its label map.
+
+    Args:
+        image: Shape `(H, W, 3)`, uint8 RGB.
+        label: Shape `(H, W)`, int32, 255 = ignore; `None` where a split comes without labels.
+        id: Name of the example within its data set.
+        path: The file of the image; `None` if it was drawn.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    id: str
+    path: str | None
+
+
+class DataSet:
+    """A sequence of examples, decoded and checked one by one when they are asked for.
+
+    A subclass writes `read`; it must be a pure function of the index, since several threads call it at once. Data sets whose
+    examples are pairs of files derive from `FileDataSet` and only list the pairs.
+
+    Args:
+        labels: What the labels mean; it is the attribute `labels`.
+        ids: Names of the examples in their order.
+        mean: RGB, 0–255, of uncovered pixels.
+    Example:
+        >>> from kerasseg.data import open_data
+        >>> open_data("shapes")[0].image.shape
+        (96, 128, 3)
+    """
+
+    def __init__(self, labels: LabelTable, ids: Iterable[str], mean: tuple[float, float, float] = DEFAULT_MEAN):
+        self.labels = labels
+        self.ids = tuple(ids)
+        self.mean = mean
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        if not -len(self) <= index < len(self):
+            # The sequence protocol, by which `for example in data` ends.
+            raise IndexError(f"example {index} of a data set of {len(self)}")
+        return self.read(int(index) % len(self))
+
+    def read(self, index: int) -> Example:
+        """Makes one example; this is what a subclass writes.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            The example, checked.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how to read example {index}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where an example lies.
+
+    Args:
+        id: Name of the example within its data set.
+        image: File of the photograph.
+        mask: File of the label map; `None` where there is none.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None
+
+
+class FileDataSet(DataSet):
+    """A data set of image files with mask files.
+
+    Args:
+        labels: How the masks are read.
+        records: Where the examples lie, in their order.
+        mean: RGB, 0–255, of uncovered pixels.
+    """
+
+    def __init__(self, labels: LabelTable, records: Iterable[Record], mean: tuple[float, float, float] = DEFAULT_MEAN):
+        self.records = tuple(records)
+        super().__init__(labels, (record.id for record in self.records), mean)
+
+    def read(self, index: int) -> Example:
+        """Decodes an image and its mask, and compares their sizes.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            The example.
+        Raises:
+            KerassegError: If a file cannot be decoded, holds labels beyond the classes, or the sizes differ.
+        """
+        record = self.records[index]
+        image = decode_image(record.image)
+        label = None if record.mask is None else decode_label(record.mask, self.labels)
+        if label is not None and label.shape != image.shape[:2]:
+            sizes = [f"{shape[1]}×{shape[0]}" for shape in (label.shape, image.shape)]
+            raise KerassegError(
+                f"mask {record.mask} is {sizes[0]} but image {record.image} is {sizes[1]} (width×height, upright): expected one "
+                "size; save the mask at the size of the image, by nearest neighbour"
+            )
+        return Example(image, label, record.id, str(record.image))

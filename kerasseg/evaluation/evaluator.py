@@ -1,0 +1,146 @@
+"""Scoring a network on a data set, image by image, at the photographs' own size."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from kerasseg.errors import KerassegError
+from kerasseg.evaluation.inference import Inference, predict_with_classes
+from kerasseg.metrics import SCORES, count_pixels, scores
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageScore:
+    """How well one image came out.
+
+    Args:
+        id: The example's name.
+        mean_iou: Mean IoU over the classes that its truth or prediction has, 0–1; NaN if no pixel is labelled.
+        pixel_accuracy: Share of labelled pixels that are right, 0–1; NaN likewise.
+    """
+
+    id: str
+    mean_iou: float
+    pixel_accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Args:
+        matrix: Confusion matrix over all images, `(C, C)` int64; row: truth, column: prediction.
+        labels: The data set's label table: `name` and `classes` are used.
+        scores: What `kerasseg.metrics.scores` makes of the matrix.
+        images: One score per image, in the order of the data.
+    """
+
+    matrix: np.ndarray
+    labels: object
+    scores: dict
+    images: list[ImageScore]
+
+    def table(self) -> str:
+        """One line per class and one per score, all in percent; `-` for classes that do not occur."""
+        names = [*self.labels.classes, *SCORES]
+        width = max(len(name) for name in (*names, "class"))
+        rows = zip(self.labels.classes, self.scores["per_class_iou"], self.scores["per_class_accuracy"], strict=True)
+        lines = [f"{'class':<{width}}  {'IoU %':>8}  {'accuracy %':>10}"]
+        lines += [f"{name:<{width}}  {_percent(iou):>8}  {_percent(accuracy):>10}" for name, iou, accuracy in rows]
+        lines += ["", *(f"{name:<{width}}  {_percent(self.scores[name]):>8}" for name in SCORES)]
+        return "\n".join(lines)
+
+    def summary(self) -> dict[str, float]:
+        """The four scores of the paper, 0–1."""
+        return {name: float(self.scores[name]) for name in SCORES}
+
+    def to_json(self) -> dict:
+        """Everything as plain numbers, lists and strings; `None` for NaN, which JSON does not have."""
+        return {
+            "data": self.labels.name,
+            "num_images": len(self.images),
+            "num_pixels": int(self.matrix.sum()),
+            **{name: _finite(self.scores[name]) for name in SCORES},
+            "classes": list(self.labels.classes),
+            "per_class_iou": [_finite(value) for value in self.scores["per_class_iou"]],
+            "per_class_accuracy": [_finite(value) for value in self.scores["per_class_accuracy"]],
+            "confusion_matrix": self.matrix.tolist(),
+            "images": [{key: _finite(value) for key, value in dataclasses.asdict(image).items()} for image in self.images],
+        }
+
+
+def evaluate(
+    model,
+    data,
+    inference: Inference | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    limit: int | None = None,
+) -> Evaluation:
+    """Scores a network on a data set.
+
+    Memory does not grow with the data: one image at a time, one confusion matrix for all.
+
+    Args:
+        model: As for `predict`.
+        data: Data set with labels: `len`, indexing to examples, and `labels`, its label table.
+        inference: How to run the network; `None`: as it is, at scale 1.
+        progress: Called with (images done, images in all) after each image.
+        limit: Only so many images, the first ones.
+    Returns:
+        Scores at the labels' own size, pixels with label 255 left out.
+    Raises:
+        KerassegError: If there are no images, an image has no label or one of another size, a label is out of range, or the
+            network's number of classes is not the data set's.
+    """
+    inference = inference or Inference()
+    if limit is not None and limit < 1:
+        raise KerassegError(f"limit {limit}: expected at least 1 image, or None for all")
+    total = len(data) if limit is None else min(limit, len(data))
+    if not total:
+        raise KerassegError(f"nothing to evaluate: data set '{data.labels.name}' has no images in this split")
+    matrix, images = np.zeros((data.labels.num_classes,) * 2, np.int64), []
+    for index in range(total):
+        example = data[index]
+        one = _image_matrix(model, example, data.labels, inference)
+        matrix += one
+        result = scores(one)
+        images.append(ImageScore(example.id, result["mean_iou"], result["pixel_accuracy"]))
+        if progress:
+            progress(index + 1, total)
+    return Evaluation(matrix, data.labels, scores(matrix), images)
+
+
+def _image_matrix(model, example, labels, inference):
+    """The confusion matrix of one image."""
+    if example.label is None:
+        raise KerassegError(f"image '{example.id}' has no label: evaluate on a split whose labels are public")
+    if example.label.shape != example.image.shape[:2]:
+        raise KerassegError(
+            f"label of '{example.id}' is {example.label.shape}, its image {example.image.shape[:2]}: expected the same"
+        )
+    prediction, num_classes = predict_with_classes(model, example.image, inference)
+    if num_classes != labels.num_classes:
+        raise KerassegError(
+            f"the network has {num_classes} classes, data set '{labels.name}' has {labels.num_classes}: expected as many; "
+            "evaluate on the data it was trained for, or start a training from it with --init"
+        )
+    counts, rejected = count_pixels(example.label, prediction, num_classes)
+    if rejected > 0:
+        raise KerassegError(
+            f"label of '{example.id}' has {int(rejected)} pixels out of range: expected 0 to {num_classes - 1}, or 255 to ignore"
+        )
+    return counts.numpy()
+
+
+def _percent(value):
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _finite(value):
+    """A string as it is; a number as JSON can hold it."""
+    if isinstance(value, str):
+        return value
+    return None if math.isnan(value) else float(value)

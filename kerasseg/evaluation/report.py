@@ -1,0 +1,138 @@
+"""Pictures of predictions beside the truth, and the report directory of an evaluation."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+
+from kerasseg.errors import KerassegError
+from kerasseg.labels import IGNORE, colorize
+from kerasseg.runs import atomic_path, write_json
+
+_MARGIN = 8
+_SWATCH = 14
+_INK = (20, 20, 20)
+_PAPER = (255, 255, 255)
+
+
+def overlay(image, label, labels, alpha: float = 0.5) -> np.ndarray:
+    """Lays the colours of a label over its photograph.
+
+    Args:
+        image: Shape `(H, W, 3)`, RGB 0–255.
+        label: Shape `(H, W)`, classes; ignored pixels (255) show the photograph alone.
+        labels: Label table with the palette.
+        alpha: How much of the colour shows, 0–1.
+    Returns:
+        Shape `(H, W, 3)`, uint8.
+    Raises:
+        KerassegError: If alpha is out of range or the sizes differ.
+    """
+    image, label = np.asarray(image), np.asarray(label)
+    if not 0 <= alpha <= 1:
+        raise KerassegError(f"alpha {alpha}: expected 0 (photograph only) to 1 (colours only)")
+    if image.shape[:2] != label.shape:
+        raise KerassegError(f"label of shape {label.shape} on an image of shape {image.shape}: expected the same height and width")
+    mixed = (1 - alpha) * image + alpha * colorize(label, labels)
+    return np.rint(np.where((label == IGNORE)[..., np.newaxis], image, mixed)).astype(np.uint8)
+
+
+def side_by_side(examples, predictions, labels, path=None) -> PIL.Image.Image:
+    """Draws one row per example: photograph, ground truth, prediction; below them a legend of the classes.
+
+    Args:
+        examples: Examples with `image` and `label`; where the label is `None` its place stays empty.
+        predictions: One array `(H, W)` of classes per example.
+        labels: Label table: names and palette.
+        path: Where to write the picture as PNG as well; `None`: nowhere.
+    Returns:
+        The picture, RGB.
+    Raises:
+        KerassegError: If there are no examples, or not one prediction of the image's size for each.
+    """
+    examples, predictions = list(examples), [np.asarray(prediction) for prediction in predictions]
+    if not examples or len(examples) != len(predictions):
+        raise KerassegError(f"{len(examples)} examples with {len(predictions)} predictions: expected one or more, and as many")
+    rows = [_row(example, prediction, labels) for example, prediction in zip(examples, predictions, strict=True)]
+    top = 2 * _MARGIN + _text_height()
+    cell = max(row[0].width for row in rows)
+    width = 3 * cell + 4 * _MARGIN
+    legend = _legend(labels, width)
+    canvas = PIL.Image.new("RGB", (width, top + sum(row[0].height + _MARGIN for row in rows) + legend.height), _PAPER)
+    draw = PIL.ImageDraw.Draw(canvas)
+    columns = [_MARGIN + column * (cell + _MARGIN) for column in range(3)]
+    for left, title in zip(columns, ("image", "ground truth", "prediction"), strict=True):
+        draw.text((left, _MARGIN), title, fill=_INK)
+    for row in rows:
+        for left, picture in zip(columns, row, strict=True):
+            if picture is not None:
+                canvas.paste(picture, (left, top))
+        top += row[0].height + _MARGIN
+    canvas.paste(legend, (0, top))
+    if path is not None:
+        with atomic_path(path) as temporary:
+            canvas.save(temporary, format="PNG")
+    return canvas
+
+
+def _row(example, prediction, labels):
+    """The three pictures of one example; None where it has no label."""
+    if prediction.shape != example.image.shape[:2]:
+        raise KerassegError(
+            f"prediction for '{example.id}' is {prediction.shape}: expected {example.image.shape[:2]}, its image's size"
+        )
+    photograph = PIL.Image.fromarray(np.clip(np.rint(example.image), 0, 255).astype(np.uint8))
+    truth = None if example.label is None else PIL.Image.fromarray(colorize(example.label, labels))
+    return photograph, truth, PIL.Image.fromarray(colorize(prediction, labels))
+
+
+def _legend(labels, width):
+    """A strip of colour swatches with names, as many to a line as fit."""
+    draw = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (1, 1)))
+    entries = [*zip(labels.classes, range(labels.num_classes), strict=True), ("ignored", IGNORE)]
+    swatch_colors = colorize(np.array([[value for _, value in entries]], np.int32), labels)[0]
+    left, line, places = _MARGIN, 0, []
+    for (name, _), color in zip(entries, swatch_colors, strict=True):
+        extent = _SWATCH + 4 + int(np.ceil(draw.textlength(name))) + 2 * _MARGIN
+        if left > _MARGIN and left + extent > width:
+            left, line = _MARGIN, line + 1
+        places.append((left, line, name, tuple(int(channel) for channel in color)))
+        left += extent
+    pitch = max(_SWATCH, _text_height()) + 4
+    strip = PIL.Image.new("RGB", (width, (line + 1) * pitch + _MARGIN), _PAPER)
+    draw = PIL.ImageDraw.Draw(strip)
+    for left, line, name, color in places:
+        top = line * pitch
+        draw.rectangle((left, top, left + _SWATCH - 1, top + _SWATCH - 1), fill=color, outline=_INK)
+        draw.text((left + _SWATCH + 4, top + _SWATCH // 2), name, fill=_INK, anchor="lm")
+    return strip
+
+
+def _text_height():
+    """Height of a line in PIL's default font."""
+    box = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (1, 1))).textbbox((0, 0), "Ag")
+    return int(np.ceil(box[3]))
+
+
+def write_report(directory, evaluation, pictures=()) -> Path:
+    """Writes what an evaluation found: `scores.json`, `scores.txt` and, with examples, `pictures.png`.
+
+    Every file appears whole or not at all.
+
+    Args:
+        directory: Where to write, made if need be; in a run directory its `report`.
+        evaluation: Result of `evaluate`.
+        pictures: Pairs of example and its prediction, `(H, W)` classes.
+    Returns:
+        The directory.
+    """
+    directory = Path(directory)
+    write_json(directory / "scores.json", evaluation.to_json())
+    with atomic_path(directory / "scores.txt") as temporary:
+        temporary.write_text(evaluation.table() + "\n", encoding="utf-8")
+    pictures = list(pictures)
+    if pictures:
+        examples, predictions = zip(*pictures, strict=True)
+        side_by_side(examples, predictions, evaluation.labels, directory / "pictures.png")
+    return directory

@@ -1,0 +1,5 @@
+"""Networks as files for devices, each proved to compute what Keras computes."""
+
+from kerasseg.export.parity import Parity as Parity
+from kerasseg.export.parity import measure_parity as measure_parity
+from kerasseg.export.tflite import export_tflite as export_tflite

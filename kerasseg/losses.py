@@ -1,0 +1,245 @@
+"""Cross-entropies over the labelled pixels of a photograph.
+
+Both losses work under `model.compile(loss=…)`. The trainer, which must divide by the number of valid pixels of *all*
+replicas and micro-batches, takes their `totals` instead.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from kerasseg.errors import KerassegError
+
+NORMALIZATIONS = ("valid", "sum")
+
+
+def subsample_label(label, height: int | None, width: int | None):
+    """Takes the label's pixels that lie exactly under the pixels of smaller logits.
+
+    The grids share their corner pixels, as they do in the networks that train on scores at their own stride: the step is
+    (H − 1)/(h − 1) and must be whole, since there is no mean of two labels.
+
+    Args:
+        label: Shape `(B, H, W)`, integer.
+        height: Rows h of the logits, h ≤ H; a scalar tensor where it is not known while tracing.
+        width: Columns w of the logits, w ≤ W; likewise.
+    Returns:
+        Shape `(B, h, w)`, the label's dtype; the label itself where the sizes agree.
+    Raises:
+        KerassegError: If a step is not whole, or the logits are larger than the label. Sizes that are unknown while tracing
+            are checked when the graph runs.
+    Reference:
+        Chen et al. 2015, arXiv:1412.7062, §3.1: the targets are the ground truth subsampled by 8.
+    """
+    if label.shape.rank != 3:
+        raise KerassegError(f"label has shape {label.shape}: expected (B, H, W), class numbers without a channel axis")
+    if tuple(label.shape[1:]) == (height, width):
+        return label
+    steps = [_step(label, axis, size) for axis, size in ((1, height), (2, width))]
+    # The reshape cannot fail where the steps are whole; where one is not, it is what stops XLA, which drops assertions.
+    return tf.reshape(label[:, :: steps[0], :: steps[1]], [tf.shape(label)[0], height, width])
+
+
+def _step(label, axis, size):
+    """The distance in label pixels between two pixels of logits; rounded up, so that a fraction never fits."""
+    full = label.shape[axis]
+    if full is not None and isinstance(size, int):
+        if full != size and (size < 2 or full < size or (full - 1) % (size - 1)):
+            raise KerassegError(
+                f"label of {full} pixels cannot be subsampled to logits of {size}: (H - 1)/(h - 1) must be a whole number; "
+                "choose a crop size of a multiple of the output stride plus 1, or upsample_logits=True"
+            )
+        return max(1, (full - 1) // max(1, size - 1))
+    full = tf.shape(label)[axis]
+    gaps = tf.maximum(size - 1, 1)
+    whole = tf.logical_or(tf.equal(full, size), tf.logical_and(size > 1, tf.equal((full - 1) % gaps, 0)))
+    message = "label cannot be subsampled to the logits: (H - 1)/(h - 1) must be a whole number; sizes of label and logits:"
+    with tf.control_dependencies([tf.debugging.Assert(whole, [message, full, size])]):
+        return tf.maximum(1, -(-(full - 1) // gaps))
+
+
+class _PixelLoss(keras.losses.Loss):
+    """What the losses share: ignored pixels, class weights, normalisation, the check of the labels."""
+
+    def __init__(self, normalization, ignore_label, class_weights, name):
+        if normalization not in NORMALIZATIONS:
+            raise KerassegError(f"unknown normalization '{normalization}': known: {', '.join(NORMALIZATIONS)}")
+        if class_weights is not None and not all(weight >= 0 and math.isfinite(weight) for weight in class_weights):
+            raise KerassegError(f"class_weights {tuple(class_weights)}: expected finite numbers that are not negative")
+        # Keras' mean (over all pixels) and not its sum, because only of a mean does it know that replicas must share it.
+        super().__init__(name=name, reduction="sum" if normalization == "sum" else "sum_over_batch_size", dtype="float32")
+        self.normalization = normalization
+        self.ignore_label = ignore_label
+        self.class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
+
+    @property
+    def normalized(self) -> bool:
+        """Whether the loss is divided by the weight of the valid pixels; otherwise it is their plain sum."""
+        return self.normalization == "valid"
+
+    def totals(self, label, logits):
+        """The loss of one replica before its normalisation.
+
+        Dividing the sum of many replicas' losses by the sum of their weights gives the loss of the whole batch; the mean of
+        the replicas' own losses does not, unless all have equally many valid pixels.
+
+        Args:
+            label: Shape `(B, H, W)`, integer.
+            logits: Shape `(B, h, w, C)`; a label that is larger is subsampled by `subsample_label`.
+        Returns:
+            Two float32 scalars: the summed loss of the valid pixels, and the number of valid pixels or the sum of their class
+            weights (1 where `normalized` is false).
+        """
+        losses, weights = self._pixels(label, logits)
+        return tf.reduce_sum(losses), tf.reduce_sum(weights) if self.normalized else tf.ones((), tf.float32)
+
+    def weight(self, label):
+        """The second of `totals`, from a label of the logits' size alone: what a step of several passes has to know first.
+
+        Args:
+            label: Shape `(B, H, W)`, integer.
+        Returns:
+            Float32 scalar: the number of valid pixels or the sum of their class weights; 1 where `normalized` is false.
+        """
+        if not self.normalized:
+            return tf.ones((), tf.float32)
+        label = tf.cast(label, tf.int32)
+        valid = tf.not_equal(label, self.ignore_label)
+        if self.class_weights is None:
+            return tf.reduce_sum(tf.cast(valid, tf.float32))
+        weights = tf.gather(tf.constant(self.class_weights, tf.float32), tf.where(valid, label, 0))
+        return tf.reduce_sum(tf.where(valid, weights, 0.0))
+
+    def call(self, y_true, y_pred):
+        """The map of pixel losses whose reduction by Keras is this loss."""
+        losses, weights = self._pixels(y_true, y_pred)
+        if not self.normalized:
+            return losses
+        return losses * tf.math.divide_no_nan(tf.cast(tf.size(losses), tf.float32), tf.reduce_sum(weights))
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            "normalization": self.normalization,
+            "ignore_label": self.ignore_label,
+            "class_weights": self.class_weights,
+            "name": self.name,
+        }
+
+    def _pixels(self, label, logits):
+        """Weighted losses and weights, both (B, h, w) float32 and 0 where the pixel is ignored."""
+        logits = tf.cast(logits, tf.float32)
+        num_classes = self._num_classes(logits)
+        label = tf.cast(tf.convert_to_tensor(label), tf.int32)
+        height, width = (logits.shape[axis] or tf.shape(logits)[axis] for axis in (1, 2))
+        label = subsample_label(label, height, width)
+        ignored = tf.equal(label, self.ignore_label)
+        inside = tf.logical_and(label >= 0, label < num_classes)
+        valid = tf.logical_and(inside, tf.logical_not(ignored))
+        wrong = tf.logical_not(tf.logical_or(inside, ignored))
+        checked = _check_labels(label, wrong, num_classes, self.ignore_label)
+        with tf.control_dependencies(checked):
+            safe_label = tf.where(valid, label, 0)
+        weights = tf.ones_like(safe_label, tf.float32)
+        if self.class_weights is not None:
+            weights = tf.gather(tf.constant(self.class_weights, tf.float32), safe_label)
+        # XLA drops assertions: there a wrong label makes the loss and its gradient NaN instead of training something.
+        weights = tf.where(wrong, math.nan, tf.where(valid, weights, 0.0))
+        return self._log_loss(safe_label, logits) * weights, weights
+
+    def _num_classes(self, logits):
+        if logits.shape.rank != 4 or logits.shape[-1] is None:
+            raise KerassegError(f"logits have shape {logits.shape}: expected (B, H, W, C) with a known number of classes C")
+        num_classes = logits.shape[-1]
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise KerassegError(f"{len(self.class_weights)} class_weights for {num_classes} classes: give one for each class")
+        return num_classes
+
+    def _log_loss(self, label, logits):
+        raise NotImplementedError
+
+
+def _check_labels(label, wrong, num_classes, ignore_label):
+    """Raises where eager; otherwise returns the assertion that the graph has to run."""
+    expected = f"expected 0 to {num_classes - 1}, or {ignore_label} for pixels to ignore; map the label files' values first"
+    if not tf.executing_eagerly():
+        return [tf.debugging.Assert(~tf.reduce_any(wrong), [f"label out of range: {expected}; received", label[wrong]])]
+    if tf.reduce_any(wrong):
+        raise KerassegError(f"label {int(label[wrong][0])} is out of range: {expected}")
+    return []
+
+
+@keras.saving.register_keras_serializable("kerasseg")
+class SegmentationCrossEntropy(_PixelLoss):
+    """The softmax log-loss of each labelled pixel, computed in float32.
+
+    Under Keras' own `fit` each batch (and replica) is divided by its own count of valid pixels, and what it reports for an
+    epoch is the mean over batches. A batch without a valid pixel has loss 0 and gradient 0.
+
+    Args:
+        normalization: `"valid"`: the mean over the valid pixels, weighted by `class_weights`; `"sum"`: their sum, for which
+            rates are about 1e-10.
+        ignore_label: Value of the pixels that count nothing.
+        class_weights: One weight per class, not negative; `None` weighs all alike.
+        name: Keras' name of the loss.
+    Raises:
+        KerassegError: At construction for an unknown normalization or a bad weight; when called, if a label is neither a class
+            nor `ignore_label` (in a graph `tf.errors.InvalidArgumentError`; under XLA, which drops assertions, NaN).
+    Reference:
+        Shelhamer et al. 2017, arXiv:1605.06211, §4.2 (the sum over pixels, unnormalised).
+    Example:
+        >>> model.compile("adam", loss=kerasseg.losses.SegmentationCrossEntropy())
+    """
+
+    def __init__(self, normalization="valid", ignore_label=255, class_weights=None, name="segmentation_cross_entropy"):
+        super().__init__(normalization, ignore_label, class_weights, name)
+
+    def _log_loss(self, label, logits):
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=label, logits=logits)
+
+
+@keras.saving.register_keras_serializable("kerasseg")
+class SegmentationSigmoidCrossEntropy(_PixelLoss):
+    """The sigmoid cross-entropy of each labelled pixel, summed over its classes, which then do not compete.
+
+    Args:
+        normalization: `"valid"`: the mean over the valid pixels, weighted by `class_weights`; `"sum"`: their sum.
+        ignore_label: Value of the pixels that count nothing.
+        class_weights: One weight per class, background included, applied to the pixels of that class; `None` weighs all alike.
+        null_background: Class 0 scores constantly 0, as a network built with `null_background=True` gives it: its channel is
+            not part of the loss, and a background pixel is a negative of all other classes.
+        name: Keras' name of the loss.
+    Raises:
+        KerassegError: As `SegmentationCrossEntropy`.
+    Reference:
+        Shelhamer et al. 2017, arXiv:1605.06211, §6.1, "Background modeling".
+    """
+
+    def __init__(
+        self,
+        normalization="valid",
+        ignore_label=255,
+        class_weights=None,
+        null_background=False,
+        name="segmentation_sigmoid_cross_entropy",
+    ):
+        super().__init__(normalization, ignore_label, class_weights, name)
+        self.null_background = null_background
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "null_background": self.null_background}
+
+    def _log_loss(self, label, logits):
+        first = int(self.null_background)
+        # tf.one_hot of −1, a background pixel without a learned channel, is a row of zeros.
+        truth = tf.one_hot(label - first, logits.shape[-1] - first)
+        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=truth, logits=logits[..., first:]), axis=-1)
+
+
+LOSSES = {
+    "cross_entropy": SegmentationCrossEntropy,
+    "sigmoid_cross_entropy": SegmentationSigmoidCrossEntropy,
+}
+"""Name in a recipe → loss."""

@@ -1,0 +1,18 @@
+"""The networks, by their `--arch` names.
+
+Each entry is a function `(num_classes=21, *, input_shape, preprocessing, width_multiplier, …) -> keras.Model`, imported when it is
+looked up; listing the names imports nothing. A new network is one file here and one line in `MODELS`.
+"""
+
+from kerasseg.tables import LazyTable
+
+MODELS = LazyTable(
+    "arch",
+    {
+        "fcn32s": "kerasseg.models.fcn:fcn32s",
+        "fcn16s": "kerasseg.models.fcn:fcn16s",
+        "fcn8s": "kerasseg.models.fcn:fcn8s",
+        "fcn8s_atonce": "kerasseg.models.fcn:fcn8s_atonce",
+        "fcn_alexnet": "kerasseg.models.fcn:fcn_alexnet",
+    },
+)

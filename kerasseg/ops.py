@@ -1,0 +1,64 @@
+"""Pure tensor functions that the layers are made of."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def bilinear_kernel(size: int) -> np.ndarray:
+    """Computes the square kernel with which a strided transposed convolution interpolates bilinearly.
+
+    Args:
+        size: Side of the kernel in pixels; `2 * stride`, or `2 * stride - 1` where the output shall fall on the input's cells.
+    Returns:
+        Shape `(size, size)`, float32. For `size = 2 * stride` it sums to `stride ** 2`.
+    Reference:
+        Shelhamer, Long & Darrell 2017, §3.3; the authors' surgery.upsample_filt.
+    """
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 else factor - 0.5
+    line = 1 - np.abs(np.arange(size) - centre) / factor
+    return np.outer(line, line).astype("float32")
+
+
+def spatial_shape(x: tf.Tensor) -> tuple:
+    """Gives height and width, as numbers where they are known and as scalar tensors where they are not.
+
+    Args:
+        x: Shape `(B, H, W, C)`.
+    Returns:
+        `(H, W)`.
+    """
+    dynamic = tf.shape(x)
+    return tuple(dynamic[axis] if x.shape[axis] is None else x.shape[axis] for axis in (1, 2))
+
+
+def upsample_bilinear(x: tf.Tensor, kernel_size: int, stride: int) -> tf.Tensor:
+    """Upsamples every channel as a transposed convolution with a fixed bilinear kernel does.
+
+    The result equals `Conv2DTranspose(kernel_size, stride, padding="valid")` with `bilinear_kernel` on the diagonal, border
+    fading to zero included, but costs one interpolation for each value instead of a dense convolution over the channels.
+
+    Args:
+        x: Shape `(B, h, w, C)`.
+        kernel_size: `2 * stride` with an even stride, or `2 * stride - 1`.
+        stride: Output pixels per input cell.
+    Returns:
+        Shape `(B, (h - 1) * stride + kernel_size, (w - 1) * stride + kernel_size, C)`, float32.
+    Raises:
+        ValueError: For any other kernel size, which is not bilinear interpolation.
+    """
+    aligned = kernel_size == 2 * stride - 1
+    if not aligned and (kernel_size != 2 * stride or stride % 2):
+        raise ValueError(
+            f"kernel_size {kernel_size} with stride {stride} is not bilinear interpolation: "
+            f"use kernel_size={2 * stride - 1}" + ("" if stride % 2 else f" or {2 * stride}")
+        )
+    height, width = spatial_shape(x)
+    # A transposed convolution sees zeros beyond the border: one ring of them suffices for a triangle of width two cells.
+    x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    if aligned:
+        size, begin = [(n + 1) * stride + 1 for n in (height, width)], 1
+    else:
+        size, begin = [(n + 2) * stride for n in (height, width)], stride // 2
+    x = tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=aligned, half_pixel_centers=not aligned)
+    return x[:, begin : size[0] - begin, begin : size[1] - begin]

@@ -1,0 +1,115 @@
+"""What a recipe is: everything that decides a training run, in one frozen record."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kerasseg.errors import KerassegError
+from kerasseg.tables import did_you_mean
+
+
+def _is(help_text: str, **arguments):
+    return field(metadata={"help": help_text}, **arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run: network, data, augmentation, loss, optimizer, schedule, evaluation.
+
+    The command lines derive their options from these fields; each field's help is its metadata.
+    """
+
+    name: str = _is("name of the recipe")
+    # Network
+    arch: str = _is("network, by its name in kerasseg.models.MODELS", default="fcn8s")
+    backbone: str | None = _is("trunk, where the network offers several", default=None)
+    width_multiplier: float = _is("factor for every width of the network", default=1.0)
+    output_stride: int | None = _is("image pixels per feature pixel, where the network offers several", default=None)
+    weights: str | None = _is("first weights: imagenet, or a .keras or .weights.h5 file", default=None)
+    arguments: Mapping[str, Any] = _is("further arguments of the network, as name=value", default_factory=dict)
+    starts_from: str | None = _is("recipe whose run --init must name", default=None)
+    precision: str = _is("float32 or bfloat16 arithmetic in training; weights stay float32", default="float32")
+    # Data
+    data: str = _is("data set, by its name in kerasseg.data.DATA_SETS", default="shapes")
+    data_dir: str | None = _is("folder of the data set", default=None)
+    split: str = _is("part of the data set to train on", default="train")
+    validation_split: str | None = _is("part to validate on while training", default="val")
+    sampling: str = _is("shuffle (each image once an epoch) or replacement (an independent draw each time)", default="shuffle")
+    # Augmentation, in this order
+    image_scale: float = _is("size at which images are used, as a share of their own; evaluation uses it too", default=1.0)
+    random_scale: tuple[float, float] | None = _is("smallest and largest random factor on top of image_scale", default=None)
+    jitter: int = _is("random translation by up to so many pixels", default=0)
+    crop_size: tuple[int, int] | None = _is("random crop, height and width in pixels, e.g. 321x321", default=None)
+    flip: bool = _is("mirror half of the images", default=False)
+    # Loss and optimizer
+    loss: str = _is("cross_entropy (softmax), or sigmoid_cross_entropy", default="cross_entropy")
+    class_weights: tuple[float, ...] | None = _is("weight of each class in the loss, e.g. 1,2,0.5", default=None)
+    loss_normalization: str = _is("valid: mean over pixels that are not ignored; sum: sum over them", default="valid")
+    optimizer: str = _is("sgd (Caffe's), or adam", default="sgd")
+    learning_rate: float = _is("rate of the first step", default=1e-3)
+    momentum: float = _is("momentum of sgd", default=0.9)
+    weight_decay: float = _is("L2 decay, as Caffe adds it to the gradient (adam: decoupled)", default=0.0)
+    multipliers: Mapping[str, tuple[float, float]] = _is(
+        "regular expression on variable paths → (rate, decay) factors, as pattern=rate,decay", default_factory=dict
+    )
+    schedule: str = _is("fixed, step or poly", default="fixed")
+    power: float = _is("exponent of the poly schedule", default=0.9)
+    step_size: int | None = _is("optimiser steps between the drops of the step schedule", default=None)
+    gamma: float = _is("factor of each drop of the step schedule", default=0.1)
+    iterations: int = _is("optimiser steps", default=1000)
+    batch_size: int = _is("images per forward pass, over all replicas", default=1)
+    accumulation: int = _is("forward passes per optimiser step", default=1)
+    seed: int = _is("seed of everything random", default=0)
+    # Records
+    checkpoint_every: int = _is("optimiser steps between checkpoints", default=1000)
+    keep_checkpoints: int = _is("checkpoints kept beside the best", default=2)
+    validate_every: int | None = _is("optimiser steps between validations (default: never)", default=None)
+    validation_images: int | None = _is("images of each validation (default: all)", default=None)
+    # What it reproduces
+    paper: str | None = _is("paper and table", default=None)
+    expected: str | None = _is("published result and where", default=None)
+    command: str | None = _is("command that runs it", default=None)
+
+    def network_arguments(self) -> dict[str, Any]:
+        """Collects the keyword arguments of the network's builder; options left at their default are not among them."""
+        named = {"backbone": self.backbone, "output_stride": self.output_stride, "weights": self.weights}
+        return {"width_multiplier": self.width_multiplier, **{k: v for k, v in named.items() if v is not None}, **self.arguments}
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives the fields as JSON-ready values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
+        """Reads what `to_json` gave.
+
+        Raises:
+            KerassegError: If a field is unknown or has the wrong type.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise KerassegError(f"unknown recipe field '{name}': {did_you_mean(name, known)}")
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _restore(value, hints[name]) for name, value in values.items()})
+
+    def override(self, **values) -> "Recipe":
+        """Gives a copy with some fields changed."""
+        return dataclasses.replace(self, **values)
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _restore(value, hint):
+    """JSON has no tuples."""
+    if isinstance(value, list) and "tuple" in str(hint):
+        return tuple(value)
+    if isinstance(value, dict) and "tuple" in str(hint):
+        return {k: tuple(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,71 @@
+"""From a recipe to the things it names: the network, the data, the transforms."""
+
+import inspect
+
+import keras
+
+from kerasseg.backbones.building import accepts
+from kerasseg.data import DATA_SETS, DataSet, open_data
+from kerasseg.data.transforms import Flip, Jitter, RandomCrop, RandomScale, Resize
+from kerasseg.errors import KerassegError
+from kerasseg.models import MODELS
+from kerasseg.recipes.base import Recipe
+from kerasseg.tables import did_you_mean
+
+
+def build_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) -> keras.Model:
+    """Builds the network of a recipe.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Number of classes, or head name → number.
+        initial_weights: Whether to load the recipe's first weights.
+    Raises:
+        KerassegError: If the network is unknown or does not take one of the arguments.
+    """
+    builder = MODELS[recipe.arch]
+    arguments = recipe.network_arguments()
+    if not initial_weights:
+        arguments["weights"] = None
+    for name in arguments:
+        if not accepts(builder, name):
+            known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise KerassegError(f"{recipe.arch} has no argument '{name}': {did_you_mean(name, known)}")
+    return builder(num_classes, **arguments)
+
+
+def open_recipe_data(recipe: Recipe, split: str | None) -> DataSet:
+    """Opens one part of a recipe's data set.
+
+    Raises:
+        KerassegError: If the data set has no loader or its folder is missing or wrong.
+    """
+    if recipe.data not in DATA_SETS:
+        raise KerassegError(
+            f"data set '{recipe.data}' of recipe {recipe.name} has no loader: {did_you_mean(recipe.data, DATA_SETS)}"
+        )
+    return open_data(recipe.data, recipe.data_dir, split)
+
+
+def recipe_transforms(recipe: Recipe, mean) -> tuple:
+    """Lists a recipe's augmentation.
+
+    Args:
+        recipe: The recipe.
+        mean: RGB mean that fills what an image does not cover.
+    Returns:
+        Transforms in the order in which they act.
+    """
+    transforms = []
+    if recipe.random_scale:
+        low, high = recipe.random_scale
+        transforms.append(RandomScale(low * recipe.image_scale, high * recipe.image_scale))
+    elif recipe.image_scale != 1:
+        transforms.append(Resize(recipe.image_scale))
+    if recipe.jitter:
+        transforms.append(Jitter(recipe.jitter, mean))
+    if recipe.flip:
+        transforms.append(Flip())
+    if recipe.crop_size:
+        transforms.append(RandomCrop(recipe.crop_size, mean))
+    return tuple(transforms)

@@ -1,0 +1,25 @@
+"""Fixtures of all tests: where the data and the reference outputs lie, if they are here."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set {variable}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    return _folder("KERASSEG_DATA", _SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def oracle_dir() -> Path:
+    return _folder("KERASSEG_ORACLES", _SHARED / "oracles")

@@ -1,0 +1,218 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerasseg import data as kd
+from kerasseg.data import (
+    DataSet,
+    Example,
+    Flip,
+    RandomCrop,
+    RandomScale,
+    evaluation_batches,
+    open_data,
+    training_batches,
+    unwrap_error,
+)
+from kerasseg.errors import KerassegError, UnknownNameError
+from kerasseg.labels import LABELS
+
+MEAN = (1.5, 2.5, 3.5)
+
+
+class Counted(DataSet):
+    """Images of one value, their index, and of sizes that differ: (4 + index % 3) × (5 + index % 2)."""
+
+    def __init__(self, length, sizes=True):
+        super().__init__(LABELS["voc"], map(str, range(length)), MEAN)
+        self.sizes = sizes
+
+    def read(self, index):
+        size = (4 + index % 3, 5 + index % 2) if self.sizes else (4, 5)
+        return Example(np.full((*size, 3), index, np.uint8), np.full(size, index, np.int32), self.ids[index], None)
+
+
+class Broken(DataSet):
+    def __init__(self, error):
+        super().__init__(LABELS["voc"], "ab")
+        self.error = error
+
+    def read(self, index):
+        raise self.error
+
+
+def arrays(batches):
+    return [(image.numpy(), label.numpy()) for image, label in batches]
+
+
+def assert_same(one, two):
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x.dtype == y.dtype
+            assert np.array_equal(x, y)
+
+
+AUGMENT = (RandomScale(0.5, 1.5), RandomCrop((32, 48)), Flip())
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "replacement"])
+def test_any_start_gives_the_same_batches(sampling):
+    data = open_data("shapes", length=10)
+    settings = {"transforms": AUGMENT, "seed": 5, "sampling": sampling}
+    unbroken = arrays(training_batches(data, 4, steps=7, **settings))
+    assert_same(unbroken[3:], arrays(training_batches(data, 4, start=3, steps=4, **settings)))
+    assert_same(unbroken[5:6], arrays(training_batches(data, 4, start=5, **settings).take(1)))
+    other = arrays(training_batches(data, 4, steps=1, **{**settings, "seed": 6}))
+    assert not np.array_equal(unbroken[0][0], other[0][0])
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_slices_make_up_the_batch(sizes):
+    """Also where sizes differ, as slices are padded like the whole."""
+    data = Counted(9, sizes)
+    whole = arrays(training_batches(data, 4, steps=5))
+    sliced = training_batches(data, 4, steps=5, slices=2)
+    assert sliced.element_spec[0].shape.as_list() == [2, None, None, 3]
+    sliced = arrays(sliced)
+    assert len(sliced) == 10
+    assert_same(whole, [tuple(map(np.concatenate, zip(sliced[k], sliced[k + 1], strict=True))) for k in range(0, 10, 2)])
+
+
+def test_shuffled_epochs_run_into_each_other():
+    labels = np.concatenate(
+        [label.max(axis=(1, 2), where=label != 255, initial=0) for _, label in arrays(training_batches(Counted(6), 4, steps=6))]
+    )
+    assert [sorted(labels[k : k + 6].tolist()) for k in range(0, 24, 6)] == [list(range(6))] * 4
+
+
+def test_examples_meet_their_own_random_numbers():
+    def noted(image, label, rng):
+        return np.full((1, 1, 3), rng.random() * 255, np.float32), np.full((1, 1), label[0, 0], np.int32)
+
+    [(image, label)] = arrays(training_batches(Counted(5), 3, transforms=[noted], seed=2, start=4, steps=1))
+    for k, position in enumerate((12, 13, 14)):
+        assert label[k, 0, 0] == kd.example_index(position, 5, 2)
+        assert image[k, 0, 0, 0] == np.float32(kd.example_rng(2, position).random() * 255)
+
+
+def test_shapes_and_types():
+    spec = training_batches(open_data("shapes"), 2, transforms=AUGMENT).element_spec
+    assert [(s.shape.as_list(), s.dtype) for s in spec] == [([2, 32, 48, 3], tf.float32), ([2, 32, 48], tf.int32)]
+    spec = training_batches(open_data("shapes"), 4, transforms=AUGMENT, slices=2).element_spec
+    assert [s.shape.as_list() for s in spec] == [[2, 32, 48, 3], [2, 32, 48]]
+    spec = training_batches(open_data("shapes"), 2).element_spec
+    assert [s.shape.as_list() for s in spec] == [[2, None, None, 3], [2, None, None]]
+
+
+def test_length_is_known():
+    data = Counted(5)
+    assert training_batches(data, 2).cardinality() == tf.data.INFINITE_CARDINALITY
+    assert training_batches(data, 2, steps=3, start=7).cardinality() == 3
+    assert evaluation_batches(data, 2).cardinality() == 3
+
+
+def test_evaluation_gives_every_example_once_and_pads():
+    batches = arrays(evaluation_batches(Counted(5), 2))
+    # Sizes are 4×5, 5×6, 6×5, 4×6, 5×5.
+    assert [label.shape for _, label in batches] == [(2, 5, 6), (2, 6, 6), (1, 5, 5)]
+    image, label = batches[0]
+    assert (image.dtype, label.dtype) == (np.float32, np.int32)
+    assert label[0].tolist() == [[0] * 5 + [255]] * 4 + [[255] * 6]
+    assert label[1].tolist() == [[1] * 6] * 5
+    assert image[0, 4, 5].tolist() == list(MEAN)
+    assert image[0, 3, 4].tolist() == [0, 0, 0]
+    assert [int(label[0, 0, 0]) for _, label in arrays(evaluation_batches(Counted(5)))] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "error", [KerassegError("mask a.png is odd: expected 3, save it"), UnknownNameError("mask a.png is odd: expected 3, save it")]
+)
+def test_mistakes_in_the_data_arrive_in_one_line(error):
+    for batches in (
+        training_batches(Broken(error), 2),
+        training_batches(Broken(error), 2, slices=2),
+        evaluation_batches(Broken(error)),
+    ):
+        with pytest.raises(tf.errors.OpError) as raised:
+            next(iter(batches))
+        mistake = unwrap_error(raised.value)
+        assert type(mistake) is KerassegError
+        assert str(mistake) == "mask a.png is odd: expected 3, save it"
+
+
+def test_mistakes_in_the_data_pass_through_fit():
+    model = keras.Sequential([keras.layers.Input((None, None, 3)), keras.layers.Conv2D(2, 1)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255))
+    with pytest.raises(tf.errors.OpError) as raised:
+        model.fit(training_batches(Broken(KerassegError("x: y, z")), 2), steps_per_epoch=1, shuffle=False, verbose=0)
+    assert str(unwrap_error(raised.value)) == "x: y, z"
+
+
+def test_other_errors_are_not_taken_for_mistakes():
+    with pytest.raises(tf.errors.OpError) as raised:
+        next(iter(evaluation_batches(Broken(RuntimeError("no KerassegError")))))
+    assert unwrap_error(raised.value) is None
+    assert unwrap_error(ValueError("KerassegError: not from TensorFlow")) is None
+    mistake = KerassegError("mine")
+    assert unwrap_error(mistake) is mistake
+    outer = RuntimeError("outer")
+    outer.__cause__ = mistake
+    assert unwrap_error(outer) is mistake
+
+
+def test_examples_without_labels_are_refused():
+    class Bare(Counted):
+        def read(self, index):
+            return Example(np.zeros((2, 2, 3), np.uint8), None, "photo_7", None)
+
+    with pytest.raises(tf.errors.OpError) as raised:
+        next(iter(evaluation_batches(Bare(1))))
+    assert "'photo_7' has no label map" in str(unwrap_error(raised.value))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 3, "slices": 2}, "batch_size 3 does not divide into 2 slices"),
+        ({"batch_size": 2, "slices": 0}, "slices=0"),
+        ({"batch_size": 2, "start": -1}, "start=-1"),
+        ({"batch_size": 2, "sampling": "random"}, "unknown sampling 'random'"),
+        ({"batch_size": 2, "seed": -4}, "seed -4"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(KerassegError, match=message):
+        training_batches(Counted(3), **settings)
+
+
+def test_empty_data_is_refused():
+    with pytest.raises(KerassegError, match="no example"):
+        evaluation_batches(Counted(0))
+
+
+def test_replicas_are_dealt_the_slices_in_turn():
+    data = Counted(8, sizes=False)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    dealt = strategy.distribute_datasets_from_function(lambda context: training_batches(data, 4, steps=2))
+    assert_same([(i.numpy(), x.numpy()) for i, x in dealt], arrays(training_batches(data, 4, steps=2)))
+
+
+def test_fit_and_evaluate():
+    data = open_data("shapes", length=6, size=(16, 24))
+    model = keras.Sequential(
+        [keras.layers.Input((None, None, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(6, 3, padding="same")]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255))
+    history = model.fit(
+        training_batches(data, 2),
+        steps_per_epoch=3,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        validation_data=evaluation_batches(data, 4),
+    )
+    assert len(history.history["val_loss"]) == 2
+    assert np.isfinite(model.evaluate(evaluation_batches(data, 4), verbose=0))

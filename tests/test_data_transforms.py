@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+
+from kerasseg.data import Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
+from kerasseg.data.transforms import static_size
+from kerasseg.errors import KerassegError
+
+MEAN = (10.5, 20.25, 30.0)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def blocks(height=40, width=60, side=10):
+    """A label of blocks, and an image that encodes it: image = 5 * label + 5 in every channel. Labels are multiples of 4."""
+    rows, columns = np.mgrid[:height, :width] // side
+    label = ((rows * 3 + columns * 2) % 11 * 4).astype(np.int32)
+    image = np.stack([label * 5 + 5] * 3, -1).astype(np.uint8)
+    return image, label
+
+
+def flat(label):
+    """Where the 5×5 neighbourhood is of one label, so that no interpolation mixes anything."""
+    inner = np.zeros(label.shape, bool)
+    core = label[2:-2, 2:-2]
+    shifted = [label[i : i + core.shape[0], j : j + core.shape[1]] for i in range(5) for j in range(5)]
+    inner[2:-2, 2:-2] = np.logical_and.reduce([other == core for other in shifted])
+    return inner
+
+
+TRANSFORMS = [
+    Flip(1.0),
+    RandomScale(0.7, 2.0),
+    RandomScale(0.5, 2.0, step=0.25),
+    Resize(scale=1.3),
+    Resize(size=(33, 71)),
+    Jitter(13, MEAN),
+    RandomCrop((21, 22), MEAN),
+    RandomCrop((45, 30), MEAN),
+    compose([RandomScale(0.8, 1.5), RandomCrop((41, 41), MEAN), Flip(), Jitter(3, MEAN)]),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=repr)
+def test_image_and_label_stay_aligned(transform, dtype):
+    for seed in range(8):
+        image, label = blocks()
+        image, label = transform(image.astype(dtype), label, rng(seed))
+        assert image.shape == (*label.shape, 3)
+        assert image.dtype in (np.uint8, np.float32)
+        assert label.dtype == np.int32
+        # Labels are never mixed.
+        assert set(np.unique(label).tolist()) <= {*range(0, 44, 4), 255}
+        known = label != 255
+        if not isinstance(transform, Flip | Jitter | RandomCrop):
+            known &= flat(label)
+        assert known.sum() > 100
+        assert np.array_equal(image[known], np.stack([label[known] * 5 + 5] * 3, -1))
+        uncovered = label == 255
+        assert np.array_equal(image[uncovered], np.broadcast_to(np.float32(MEAN), image[uncovered].shape))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=repr)
+def test_transforms_are_functions_of_the_generator_and_leave_their_input(transform):
+    image, label = blocks()
+    kept = image.copy(), label.copy()
+    one, two = (transform(image, label, rng(5)) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert np.array_equal(image, kept[0])
+    assert np.array_equal(label, kept[1])
+
+
+def test_flip():
+    image, label = np.arange(6, dtype=np.uint8).reshape(1, 2, 3), np.array([[1, 2]], np.int32)
+    flipped = Flip(1.0)(image, label, rng())
+    assert flipped[0].tolist() == [[[3, 4, 5], [0, 1, 2]]]
+    assert flipped[1].tolist() == [[2, 1]]
+    assert Flip(0.0)(image, label, rng())[1].tolist() == [[1, 2]]
+    generator = rng()
+    assert 400 < sum(Flip()(image, label, generator)[1][0, 0] == 2 for _ in range(1000)) < 600
+
+
+def test_random_scale_truncates_and_steps():
+    image, label = np.zeros((33, 47, 3), np.uint8), np.zeros((33, 47), np.int32)
+    transform = RandomScale(0.5, 2.0, step=0.25)
+    assert transform.scales() == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    generator = rng()
+    sizes = {transform(image, label, generator)[1].shape for _ in range(200)}
+    # int(33 · s), int(47 · s)
+    assert sizes == {(16, 23), (24, 35), (33, 47), (41, 58), (49, 70), (57, 82), (66, 94)}
+    # 0.5 + 3 · 0.1 is 0.8: ten times it must be 8 pixels.
+    assert [int(10 * s) for s in RandomScale(0.5, 1.0, step=0.1).scales()] == [5, 6, 7, 8, 9, 10]
+    uniform = [RandomScale(0.5, 2.0)(image, label, generator)[1].shape[0] for _ in range(200)]
+    assert 16 <= min(uniform) < 22
+    assert 58 < max(uniform) <= 66
+
+
+def test_resize_by_hand():
+    image = np.array([[[0, 0, 0], [100, 100, 100]]], np.uint8)
+    label = np.array([[1, 2]], np.int32)
+    # Pixel centres of the four lie at -1/4, 1/4, 3/4, 5/4 of the two.
+    for dtype in (np.uint8, np.float32):
+        resized, moved = Resize(size=(1, 4))(image.astype(dtype), label, rng())
+        assert resized.dtype == dtype
+        assert resized[0, :, 0].tolist() == [0, 25, 75, 100]
+        assert moved.tolist() == [[1, 1, 2, 2]]
+    assert Resize(scale=0.2)(image, label, rng())[1].shape == (1, 1)
+
+
+def test_jitter_by_hand():
+    image, label = np.full((2, 3, 3), 7, np.uint8), np.arange(6, dtype=np.int32).reshape(2, 3)
+    seen = {}
+    generator = rng()
+    for _ in range(300):
+        moved, labels = Jitter(1, MEAN)(image, label, generator)
+        seen[tuple(map(tuple, labels.tolist()))] = moved
+    assert len(seen) == 9
+    down_right = ((255, 255, 255), (255, 0, 1))
+    assert seen[down_right][..., 0].tolist() == [[10.5] * 3, [10.5, 7, 7]]
+    up_left = ((4, 5, 255), (255, 255, 255))
+    assert seen[up_left][..., 1].tolist() == [[7, 7, 20.25], [20.25] * 3]
+    # Farther than the image is large: nothing remains, without an error.
+    assert any((Jitter(9, MEAN)(image, label, rng(seed))[1] == 255).all() for seed in range(20))
+
+
+def test_crop_pads_bottom_right_and_reaches_every_place():
+    image, label = np.full((2, 3, 3), 7, np.uint8), np.arange(6, dtype=np.int32).reshape(2, 3)
+    padded, labels = RandomCrop((3, 4), MEAN)(image, label, rng())
+    assert padded.dtype == np.float32
+    assert labels.tolist() == [[0, 1, 2, 255], [3, 4, 5, 255], [255] * 4]
+    assert padded[2, 0].tolist() == list(MEAN)
+    generator = rng()
+    corners = [RandomCrop((1, 2), MEAN)(image, label, generator) for _ in range(100)]
+    assert {int(labels[0, 0]) for _, labels in corners} == {0, 1, 3, 4}
+    assert corners[0][0].dtype == np.uint8
+
+
+def test_pad_to():
+    image, label = np.ones((2, 3, 3), np.uint8), np.zeros((2, 3), np.int32)
+    same = pad_to(image, label, (1, 3), MEAN)
+    assert same[0] is image
+    taller, labels = pad_to(image, label, (3, 2), MEAN)
+    assert labels.tolist() == [[0] * 3, [0] * 3, [255] * 3]
+    assert taller[:, 0, 2].tolist() == [1, 1, 30]
+
+
+@pytest.mark.parametrize(
+    "transforms, size",
+    [
+        ([], None),
+        ([RandomCrop((3, 4))], (3, 4)),
+        ([RandomCrop((3, 4)), Flip(), Jitter(2)], (3, 4)),
+        ([RandomCrop((3, 4)), RandomScale(0.5, 1)], None),
+        ([RandomCrop((3, 4)), Resize(scale=2)], None),
+        ([Resize(size=[5, 6])], (5, 6)),
+        ([compose([RandomCrop((3, 4)), Flip()]), compose([]), Flip()], (3, 4)),
+        ([RandomCrop((3, 4)), lambda image, label, rng: (image, label)], None),
+    ],
+)
+def test_static_size(transforms, size):
+    assert static_size(transforms) == size
+
+
+def test_compose_is_a_transform():
+    assert compose([Flip()]) == Compose((Flip(),))
+    image, label = blocks()
+    assert compose([])(image, label, rng())[0] is image
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Flip(2), "probability=2"),
+        (lambda: RandomScale(2, 1), "minimum <= maximum"),
+        (lambda: RandomScale(1, 2, step=0), "step > 0"),
+        (lambda: Resize(), "either scale > 0 or size"),
+        (lambda: Resize(2.0, (3, 3)), "either scale > 0 or size"),
+        (lambda: Jitter(-1), "pixels=-1"),
+        (lambda: RandomCrop((0, 3)), r"size \(0, 3\)"),
+        (lambda: RandomCrop((3, 3, 3)), r"\(height, width\)"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(KerassegError, match=message):
+        make()
