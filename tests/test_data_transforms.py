@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kerasseg.data import Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
+from kerasseg.data import ColorJitter, Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
 from kerasseg.data.transforms import static_size
 from kerasseg.errors import KerassegError
 
@@ -125,6 +125,34 @@ def test_jitter_by_hand():
     assert any((Jitter(9, MEAN)(image, label, rng(seed))[1] == 255).all() for seed in range(20))
 
 
+class _Factors:
+    """A generator that draws the given factors."""
+
+    def __init__(self, *factors):
+        self.factors = factors
+
+    def uniform(self, low, high, count):
+        assert (low, high, count) == (0.5, 1.5, 3)
+        return np.array(self.factors)
+
+
+def test_color_jitter_by_hand():
+    image, label = np.array([[[100, 100, 100], [40, 80, 120]]], np.uint8), np.array([[0, 3]], np.int32)
+
+    def jittered(*factors):
+        recolored, same = ColorJitter(0.5)(image, label, _Factors(*factors))
+        assert same is label and recolored.dtype == np.float32
+        return recolored[0]
+
+    np.testing.assert_allclose(jittered(1, 1, 1), image[0], rtol=1e-5)
+    np.testing.assert_allclose(jittered(1.5, 1, 1), [[150, 150, 150], [60, 120, 180]], rtol=1e-5)
+    # The mean of all six values is 90.
+    np.testing.assert_allclose(jittered(1, 0.5, 1), [[95, 95, 95], [65, 85, 105]], rtol=1e-5)
+    # Luma of the second pixel: 0.299 * 40 + 0.587 * 80 + 0.114 * 120 = 72.6; a grey pixel has no saturation.
+    np.testing.assert_allclose(jittered(1, 1, 0.5), [[100, 100, 100], [56.3, 76.3, 96.3]], rtol=1e-5)
+    assert jittered(1.5, 1.5, 1.5).max() <= 255 and jittered(0.5, 1.5, 1.5).min() >= 0
+
+
 def test_crop_pads_bottom_right_and_reaches_every_place():
     image, label = np.full((2, 3, 3), 7, np.uint8), np.arange(6, dtype=np.int32).reshape(2, 3)
     padded, labels = RandomCrop((3, 4), MEAN)(image, label, rng())
@@ -178,6 +206,7 @@ def test_compose_is_a_transform():
         (lambda: Resize(), "either scale > 0 or size"),
         (lambda: Resize(2.0, (3, 3)), "either scale > 0 or size"),
         (lambda: Jitter(-1), "pixels=-1"),
+        (lambda: ColorJitter(1.5), "strength=1.5"),
         (lambda: RandomCrop((0, 3)), r"size \(0, 3\)"),
         (lambda: RandomCrop((3, 3, 3)), r"\(height, width\)"),
     ],

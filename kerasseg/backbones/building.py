@@ -1,6 +1,7 @@
 """What every network's builder shares: its input, its widths, its convolutions, its first weights."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,14 +20,12 @@ def network(
         minimum_size: Smallest height and width in pixels.
         divisor: Height and width must be a multiple of this.
         aliases: Regular expression (whole name) → replacement, from layer names in published files to ours.
-        pretrained: Function of the built model that loads ImageNet weights; `None` where Keras has none.
     Returns:
         A decorator that leaves the function as it is but for the attributes of these names.
     """
 
     def mark(builder):
-        builder.minimum_size, builder.divisor = minimum_size, divisor
-        builder.aliases, builder.pretrained = dict(aliases or {}), pretrained
+        builder.minimum_size, builder.divisor, builder.aliases = minimum_size, divisor, dict(aliases or {})
         return builder
 
     return mark
@@ -119,7 +118,10 @@ def with_weights(model: keras.Model, weights: str | Path | None, pretrained: Cal
         if path.suffix == ".keras":
             model.set_weights(keras.models.load_model(path, compile=False).get_weights())
         else:
-            model.load_weights(path)
+            with warnings.catch_warnings():
+                # Keras warns, at length, of what it then raises.
+                warnings.filterwarnings("ignore", "Skipping nested container")
+                model.load_weights(path)
     except (ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise KerassegError(

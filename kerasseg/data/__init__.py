@@ -4,13 +4,13 @@ from kerasseg.data.decode import decode_image, decode_label
 from kerasseg.data.records import DEFAULT_MEAN, DataSet, Example, FileDataSet, Record
 from kerasseg.data.sampling import SAMPLINGS, example_index, example_rng
 from kerasseg.data.table import DATA_SETS, open_data
-from kerasseg.data.transforms import Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
+from kerasseg.data.transforms import ColorJitter, Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
 from kerasseg.tables import import_lazily as _import_lazily
 
 _BATCHES = ("evaluation_batches", "training_batches", "unwrap_error")
 
 __all__ = [
-    "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet", "Flip", "Jitter", "RandomCrop", "RandomScale",
+    "ColorJitter", "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet", "Flip", "Jitter", "RandomCrop", "RandomScale",
     "Record", "Resize", "SAMPLINGS", "compose", "decode_image", "decode_label", "example_index", "example_rng", "open_data",
     "pad_to", *_BATCHES,
 ]  # fmt: skip

@@ -151,6 +151,30 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class ColorJitter:
+    """Changes brightness, contrast and saturation, each by a random factor, in this order; the label stays.
+
+    Args:
+        strength: The factors are drawn between 1 − strength and 1 + strength; 0 to 1. The image turns float32, within 0–255.
+    """
+
+    strength: float = 0.4
+
+    def __post_init__(self):
+        if not 0 <= self.strength <= 1:
+            raise KerassegError(f"ColorJitter received strength={self.strength}: expected 0 to 1, e.g. ColorJitter(0.4)")
+
+    def __call__(self, image, label, rng):
+        """Returns the pair, its image recoloured."""
+        brightness, contrast, saturation = rng.uniform(1 - self.strength, 1 + self.strength, 3).astype(np.float32)
+        image = image.astype(np.float32) * brightness
+        image = image.mean() + contrast * (image - image.mean())
+        # Luma of ITU-R BT.601.
+        grey = image @ np.array([[0.299], [0.587], [0.114]], np.float32)
+        return np.clip(grey + saturation * (image - grey), 0, 255), label
+
+
+@dataclass(frozen=True)
 class Jitter:
     """Translates by a random whole number of pixels, keeping the size.
 
@@ -240,7 +264,7 @@ def static_size(transforms) -> tuple[int, int] | None:
     for transform in reversed(tuple(_flat(transforms))):
         if isinstance(transform, RandomCrop | Resize) and transform.size is not None:
             return tuple(transform.size)
-        if not isinstance(transform, Flip | Jitter):
+        if not isinstance(transform, Flip | Jitter | ColorJitter):
             return None
     return None
 

@@ -88,7 +88,7 @@ def _check(padding: str, fusion: str = "sum"):
 def _vgg_builder(arch: str, stride: int, at_once: bool = False):
     """Makes the builder of one network on VGG16: the four share everything but the stride of their finest skip."""
 
-    @network(aliases=ALIASES, pretrained=load_vgg16_classifier)
+    @network(aliases=ALIASES)
     def build(
         num_classes: int | Mapping[str, int] = 21,
         *,

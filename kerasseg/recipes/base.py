@@ -40,6 +40,7 @@ class Recipe:
     # Augmentation, in this order
     image_scale: float = _is("size at which images are used, as a share of their own; evaluation uses it too", default=1.0)
     random_scale: tuple[float, float] | None = _is("smallest and largest random factor on top of image_scale", default=None)
+    color_jitter: float = _is("random change of brightness, contrast and saturation, by up to this share", default=0.0)
     jitter: int = _is("random translation by up to so many pixels", default=0)
     crop_size: tuple[int, int] | None = _is("random crop, height and width in pixels, e.g. 321x321", default=None)
     flip: bool = _is("mirror half of the images", default=False)

@@ -6,7 +6,7 @@ import keras
 
 from kerasseg.backbones.building import accepts
 from kerasseg.data import DATA_SETS, DataSet, open_data
-from kerasseg.data.transforms import Flip, Jitter, RandomCrop, RandomScale, Resize
+from kerasseg.data.transforms import ColorJitter, Flip, Jitter, RandomCrop, RandomScale, Resize
 from kerasseg.errors import KerassegError
 from kerasseg.models import MODELS
 from kerasseg.recipes.base import Recipe
@@ -62,6 +62,9 @@ def recipe_transforms(recipe: Recipe, mean) -> tuple:
         transforms.append(RandomScale(low * recipe.image_scale, high * recipe.image_scale))
     elif recipe.image_scale != 1:
         transforms.append(Resize(recipe.image_scale))
+    if recipe.color_jitter:
+        # Before anything pads with the mean, which has to stay zero after preprocessing.
+        transforms.append(ColorJitter(recipe.color_jitter))
     if recipe.jitter:
         transforms.append(Jitter(recipe.jitter, mean))
     if recipe.flip:

@@ -44,6 +44,7 @@ class CaffeSGD(keras.optimizers.Optimizer):
         self.multipliers = {pattern: tuple(pair) for pattern, pair in (multipliers or {}).items()}
 
     def build(self, variables):
+        """Makes the velocities, and finds each variable's multipliers."""
         if self.built:
             return
         super().build(variables)
@@ -71,6 +72,7 @@ class CaffeSGD(keras.optimizers.Optimizer):
         self.assign_sub(variable, change)
 
     def get_config(self):
+        """The constructor's arguments."""
         return {**super().get_config(), "momentum": self.momentum, "l2_decay": self.l2_decay, "multipliers": self.multipliers}
 
 

@@ -1,6 +1,7 @@
 """The step loop: one for every strategy."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import keras
@@ -58,11 +59,13 @@ class Trainer:
         self._loss_weights = {key: float((loss_weights or {}).get(key, 1.0)) for key in self._losses}
         with self.strategy.scope():
             optimizer.build(model.trainable_variables)
-        self._whole_step = tf.function(self._whole_step_graph, reduce_retracing=True)
-        self._weights = tf.function(self._weights_graph, reduce_retracing=True)
-        self._gradients = tf.function(self._gradients_graph, reduce_retracing=True)
-        self._add = tf.function(self._add_graph, reduce_retracing=True)
-        self._apply = tf.function(self._apply_graph, reduce_retracing=True)
+        # Without autograph, which would bury the one line of an error in a traceback of another type.
+        compiled = partial(tf.function, reduce_retracing=True, autograph=False)
+        self._whole_step = compiled(self._whole_step_graph)
+        self._weights = compiled(self._weights_graph)
+        self._gradients = compiled(self._gradients_graph)
+        self._add = compiled(self._add_graph)
+        self._apply = compiled(self._apply_graph)
 
     @property
     def step(self) -> int:

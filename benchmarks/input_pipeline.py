@@ -1,0 +1,75 @@
+"""How much of the input pipeline's time hides behind the training step; target: at least 97 %.
+
+Hidden is the share of the time it takes to make the batches, measured alone, that the training loop does not spend waiting for
+them. Uses CamVid where KERASSEG_DATA has it, with scaling, flipping and cropping; else the drawn shapes.
+"""
+
+import os
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from kerasseg.data import training_batches
+from kerasseg.losses import SegmentationCrossEntropy
+from kerasseg.models import MODELS
+from kerasseg.recipes import RECIPES
+from kerasseg.recipes.building import open_recipe_data, recipe_transforms
+from kerasseg.training import CaffeSGD, Trainer
+
+
+class TimedFeed:
+    """A feed that records how long each `next` kept the loop waiting."""
+
+    def __init__(self, feed):
+        self.feed, self.waits = feed, []
+
+    def __call__(self, start: int, slices: int):
+        batches = iter(self.feed(start, slices))
+        while True:
+            before = time.perf_counter()
+            batch = next(batches)
+            self.waits.append(time.perf_counter() - before)
+            yield batch
+
+
+def recipe():
+    folder = Path(os.environ.get("KERASSEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "camvid"
+    if not folder.is_dir():
+        return RECIPES["shapes"]
+    return RECIPES["camvid_small"].override(data_dir=str(folder), random_scale=(0.75, 1.5), crop_size=(180, 240), precision="float32")
+
+
+def main(steps: int = 40, warm_up: int = 8) -> None:
+    chosen = recipe()
+    data = open_recipe_data(chosen, chosen.split)
+    make = partial(training_batches, data, chosen.batch_size, transforms=recipe_transforms(chosen, data.mean), seed=0)
+
+    alone = iter(make())
+    next(alone)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(alone)
+    production = (time.perf_counter() - start) / steps
+    del alone
+
+    model = MODELS["fcn8s"](data.labels.num_classes, width_multiplier=0.25, padding="same", preprocessing="torch")
+    trainer = Trainer(model, optimizer=CaffeSGD(1e-3), loss=SegmentationCrossEntropy())
+    feed = TimedFeed(lambda start, slices: make(start=start, slices=slices))
+    times, before = [], time.perf_counter()
+    for _ in trainer.train(feed, warm_up + steps):
+        now = time.perf_counter()
+        times.append(now - before)
+        before = now
+    waiting = statistics.mean(feed.waits[warm_up : warm_up + steps])
+    step = statistics.mean(times[warm_up:])
+    print(
+        f"input pipeline on {chosen.data}: {100 * (1 - waiting / production):.1f} % of its time hidden behind the step (target: 97 %); "
+        f"making a batch takes {production / step:.3f} of a step, waiting for it {waiting / step:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
