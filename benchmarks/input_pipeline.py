@@ -39,7 +39,7 @@ def recipe():
     folder = Path(os.environ.get("KERASSEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "camvid"
     if not folder.is_dir():
         return RECIPES["shapes"]
-    return RECIPES["camvid_small"].override(data_dir=str(folder), random_scale=(0.75, 1.5), crop_size=(180, 240), precision="float32")
+    return RECIPES["camvid_small"].override(data_dir=str(folder), precision="float32")
 
 
 def main(steps: int = 40, warm_up: int = 8) -> None:
@@ -66,8 +66,8 @@ def main(steps: int = 40, warm_up: int = 8) -> None:
     waiting = statistics.mean(feed.waits[warm_up : warm_up + steps])
     step = statistics.mean(times[warm_up:])
     print(
-        f"input pipeline on {chosen.data}: {100 * (1 - waiting / production):.1f} % of its time hidden behind the step (target: 97 %); "
-        f"making a batch takes {production / step:.3f} of a step, waiting for it {waiting / step:.4f}"
+        f"input pipeline on {chosen.data}: {100 * (1 - waiting / production):.1f} % of its time hidden behind the step "
+        f"(target: 97 %); making a batch takes {production / step:.3f} of a step, waiting for it {waiting / step:.4f}"
     )
 
 

@@ -32,7 +32,9 @@ def main(rounds: int = 30) -> None:
         step(flag), step(flag)
     pairs = [(step(True), step(False)) for _ in range(rounds)]
     ratio = statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
-    print(f"evaluation step with metric / without: {ratio:.4f} (target: at most 1.02), fcn8s of a quarter width, 360x480, {rounds} pairs")
+    print(
+        f"evaluation step with metric / without: {ratio:.4f} (target: at most 1.02), quarter-width fcn8s, 360x480, {rounds} pairs"
+    )
 
 
 if __name__ == "__main__":

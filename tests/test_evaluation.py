@@ -389,7 +389,7 @@ def test_load_model_opens_an_unfinished_run_by_its_newest_checkpoint(tmp_path):
     model = build_network(recipe, LABELS.num_classes)
     values = [np.random.default_rng(7).normal(size=v.shape) if "seed" not in v.path else v.numpy() for v in model.variables]
     for shift, step in ((1.0, 5), (0.0, 9)):
-        arrays = {f"model/{i:04d}/{v.path}": value + shift for i, (v, value) in enumerate(zip(model.variables, values, strict=True))}
+        arrays = {f"model/{i:04d}/name": value + shift for i, value in enumerate(values)}
         run.checkpoints().save(step, arrays)
     for found, value in zip(load_model(tmp_path).variables, values, strict=True):
         np.testing.assert_allclose(found.numpy(), value, rtol=1e-6)

@@ -11,9 +11,7 @@ from kerasseg.errors import KerassegError
 from kerasseg.layers import Conv2D, Preprocessing
 
 
-def network(
-    *, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, str] | None = None, pretrained: Callable | None = None
-):
+def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, str] | None = None):
     """Marks a function as the builder of a network and states, as data, what it takes and what others call its layers.
 
     Args:

@@ -41,7 +41,8 @@ def _parser_of(hint):
     members = [m for m in typing.get_args(hint) if m is not types.NoneType] if "|" in str(hint) else [hint]
     (member,) = members
     optional = len(members) != len(typing.get_args(hint) or members)
-    read = parse_size if member == tuple[int, int] else parse_range if typing.get_origin(member) is tuple else member
+    readers = {tuple[int, int]: parse_size, tuple[float, float]: parse_pair, tuple[float, ...]: parse_range}
+    read = readers.get(member, member)
 
     def parse(text: str):
         return None if optional and text.lower() == "none" else read(text)
@@ -64,6 +65,14 @@ def parse_range(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"received '{text}', expected numbers between commas, such as 0.5,2") from error
+
+
+def parse_pair(text: str) -> tuple[float, float]:
+    """Reads two numbers with a comma between them."""
+    numbers = parse_range(text)
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected two numbers, such as 0.5,2")
+    return numbers
 
 
 def parse_assignment(text: str) -> tuple[str, object]:
@@ -126,14 +135,18 @@ def offered_arguments(recipe: Recipe) -> Recipe:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Refuses unknown networks at once, before TensorFlow is imported.
+    """Refuses unknown networks and impossible numbers at once, before TensorFlow is imported.
 
     Raises:
-        KerassegError: If there is no such network.
+        KerassegError: If there is no such network, or a count is not positive.
     """
     from kerasseg.models import MODELS
 
     if recipe.arch not in MODELS:
         MODELS[recipe.arch]
-    if recipe.batch_size < 1 or recipe.iterations < 1 or recipe.accumulation < 1:
-        raise KerassegError("batch_size, iterations and accumulation must be at least 1")
+    for name in ("batch_size", "iterations", "accumulation", "checkpoint_every", "keep_checkpoints"):
+        if getattr(recipe, name) < 1:
+            raise KerassegError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: expected at least 1")
+    for name in ("validate_every", "validation_images", "step_size"):
+        if getattr(recipe, name) is not None and getattr(recipe, name) < 1:
+            raise KerassegError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: expected at least 1, or none")

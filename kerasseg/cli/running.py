@@ -63,6 +63,12 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A disk that is full, a file where a folder should be: the user can mend it, too.
+        if "--debug" in arguments or error.filename is None:
+            raise
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; train.py with the same --run-dir goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -37,15 +37,12 @@ def run(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(arguments)
     record = Run(options.run_dir) if options.run_dir else None
-    if record is not None and record.exists:
-        recipe = _resumed_recipe(record, options)
-        start_tensorflow()
-    else:
-        recipe = resolve_recipe(options)
-        check_names(recipe)
-        start_tensorflow()
-        if options.recipe is None:
-            recipe = offered_arguments(recipe)
+    resumed = record is not None and record.exists
+    recipe = _resumed_recipe(record, options) if resumed else resolve_recipe(options)
+    check_names(recipe)
+    start_tensorflow()
+    if options.recipe is None and not resumed:
+        recipe = offered_arguments(recipe)
     if options.dry_run:
         _show(recipe)
         return

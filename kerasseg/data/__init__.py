@@ -10,9 +10,9 @@ from kerasseg.tables import import_lazily as _import_lazily
 _BATCHES = ("evaluation_batches", "training_batches", "unwrap_error")
 
 __all__ = [
-    "ColorJitter", "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet", "Flip", "Jitter", "RandomCrop", "RandomScale",
-    "Record", "Resize", "SAMPLINGS", "compose", "decode_image", "decode_label", "example_index", "example_rng", "open_data",
-    "pad_to", *_BATCHES,
+    "ColorJitter", "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet", "Flip", "Jitter", "RandomCrop",
+    "RandomScale", "Record", "Resize", "SAMPLINGS", "compose", "decode_image", "decode_label", "example_index", "example_rng",
+    "open_data", "pad_to", *_BATCHES,
 ]  # fmt: skip
 
 

@@ -132,7 +132,9 @@ def _make_runner(model):
             tf.TensorSpec((1, None, None, 3), tf.float32),
             tf.TensorSpec((2,), tf.int32),
             tf.TensorSpec((), tf.bool),
-        ]
+        ],
+        # Autograph would bury the one line of an error in a traceback of another type.
+        autograph=False,
     )
     def run(batch, size, mirrored):
         network = reference()

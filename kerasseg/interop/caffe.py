@@ -77,6 +77,8 @@ def _convert(layer, blobs: list[np.ndarray]) -> list[np.ndarray]:
     if isinstance(layer, BilinearUpsampling):
         _check_bilinear(layer, blobs)
         return []
+    if not blobs:
+        raise ValueError("received no arrays")
     if isinstance(layer, keras.layers.Conv2DTranspose):
         arrays = [_transposed_kernel(blobs[0], layer), *blobs[1:]]
     elif isinstance(layer, keras.layers.Conv2D):
@@ -117,10 +119,12 @@ def _transposed_kernel(blob: np.ndarray, layer) -> np.ndarray:
 
 def _check_bilinear(layer, blobs: list[np.ndarray]) -> None:
     (blob,) = blobs if len(blobs) == 1 else (np.zeros(()),)
-    size = layer.kernel_size
-    expected = bilinear_kernel(size)
-    if blob.ndim == 4 and blob.shape[2:] == (size, size) and blob.shape[1] in (1, blob.shape[0]):
-        diagonal = np.eye(len(blob), dtype=blob.dtype)[:, :, None, None] if blob.shape[1] > 1 else 1
-        if np.allclose(blob, expected * diagonal, atol=1e-5):
+    size, channels = layer.kernel_size, layer.output.shape[-1]
+    if blob.shape in ((channels, 1, size, size), (channels, channels, size, size)):
+        diagonal = np.eye(channels, dtype=blob.dtype)[:, :, None, None] if blob.shape[1] > 1 else 1
+        if np.allclose(blob, bilinear_kernel(size) * diagonal, atol=1e-5):
             return
-    raise ValueError(f"received kernel {blob.shape}, expected the bilinear one of size {size}: it is fixed in this network")
+    raise ValueError(
+        f"received kernel {blob.shape}, expected the bilinear one of size {size} for {channels} channels: "
+        "it is fixed in this network"
+    )

@@ -107,8 +107,11 @@ def _vgg_builder(arch: str, stride: int, at_once: bool = False):
         trunk = partial(vgg16, width_multiplier=width_multiplier, dropout_rate=dropout_rate, **_trunk_padding(padding))
         head = partial(_head, stride=stride, learn_upsampling=learn_upsampling, fusion=fusion, null_background=null_background)
         if late_fusion is not None:
-            if stride != 32 or isinstance(num_classes, Mapping):
-                raise KerassegError(f"late_fusion={late_fusion} is defined for fcn32s with one head; received {arch}")
+            if stride != 32 or isinstance(num_classes, Mapping) or null_background or fusion != "sum":
+                raise KerassegError(
+                    f"late_fusion={late_fusion} is defined for fcn32s with one head, null_background=False and fusion='sum'; "
+                    f"received {arch}, num_classes={num_classes}, null_background={null_background}, fusion='{fusion}'"
+                )
             model = _late_fusion(num_classes, late_fusion, input_shape, preprocessing, trunk)
         else:
             image = image_input(input_shape)

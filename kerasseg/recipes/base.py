@@ -1,6 +1,7 @@
 """What a recipe is: everything that decides a training run, in one frozen record."""
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class Recipe:
             if name not in known:
                 raise KerassegError(f"unknown recipe field '{name}': {did_you_mean(name, known)}")
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _restore(value, hints[name]) for name, value in values.items()})
+        return cls(**{name: _restore(name, value, hints[name]) for name, value in values.items()})
 
     def override(self, **values) -> "Recipe":
         """Gives a copy with some fields changed."""
@@ -107,10 +108,18 @@ def _plain(value):
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def _restore(value, hint):
-    """JSON has no tuples."""
-    if isinstance(value, list) and "tuple" in str(hint):
-        return tuple(value)
-    if isinstance(value, dict) and "tuple" in str(hint):
-        return {k: tuple(v) for k, v in value.items()}
-    return value
+def _restore(name: str, value, hint):
+    """Brings a JSON value back to a field's type: JSON has no tuples and no difference between 1 and 1.0."""
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for member in members:
+        origin, element = typing.get_origin(member) or member, (typing.get_args(member) or (None,))[-1]
+        if origin is tuple and isinstance(value, (list, tuple)):
+            return tuple(value)
+        if origin is Mapping and isinstance(value, Mapping):
+            return {k: tuple(v) if typing.get_origin(element) is tuple else v for k, v in value.items()}
+        if origin is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if type(value) is origin:
+            return value
+    expected = " or ".join(getattr(m, "__name__", str(m)) for m in members)
+    raise KerassegError(f"recipe field '{name}' is {value!r}: expected {expected}")

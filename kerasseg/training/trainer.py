@@ -102,12 +102,14 @@ class Trainer:
         Raises:
             KerassegError: If the state is of another network or optimizer; nothing is changed then.
         """
-        variables = dict(self._state_variables())
+        # By number: the names that Keras makes up depend on what the process built before.
+        state = {_numbered(name): value for name, value in state.items()}
+        variables = {_numbered(name): variable for name, variable in self._state_variables()}
         for name, variable in variables.items():
             if name not in state or tuple(variable.shape) != state[name].shape:
                 found = f"shape {state[name].shape}" if name in state else "nothing"
                 raise KerassegError(
-                    f"the checkpoint has {found} for {name}, expected {tuple(variable.shape)}: it is of another network"
+                    f"the checkpoint has {found} for {variable.path}, expected {tuple(variable.shape)}: it is of another network"
                 )
         for name, variable in variables.items():
             variable.assign(state[name])
@@ -185,6 +187,10 @@ class Trainer:
     def _divisor(self, key, weight):
         # A batch without a valid pixel has loss 0, not 0 / 0.
         return tf.where(weight > 0, weight, 1.0) if self._losses[key].normalized else 1.0
+
+
+def _numbered(name: str) -> str:
+    return "/".join(name.split("/")[:2])
 
 
 def _all_reduce(value):

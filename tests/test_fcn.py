@@ -1,0 +1,363 @@
+"""Fully Convolutional Networks against the authors' outputs, tables and sentences."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import (
+    QUICK,
+    assert_close,
+    assert_varies,
+    give_random_weights,
+    images,
+    kernels_at_zero,
+    parts,
+    random_model,
+    to_caffe,
+    transposed_convolution,
+)
+
+from kerasseg import KerassegError
+from kerasseg.backbones.alexnet import caffenet
+from kerasseg.backbones.vgg import load_vgg16_classifier, vgg16
+from kerasseg.interop import load_caffe, transplant
+from kerasseg.layers import CeilMaxPooling2D, ChannelScale, Conv2D, CropLike, Preprocessing, coordinate_map, crop_offset
+from kerasseg.models import MODELS
+
+CLASSES = 5
+ON_VGG = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce")
+ORACLES = {
+    "voc-fcn32s": ("fcn32s", 4),
+    "voc-fcn8s": ("fcn8s", 9),
+    "voc-fcn8s-atonce": ("fcn8s_atonce", 5),
+    "voc-fcn-alexnet": ("fcn_alexnet", 11),
+}
+
+
+def weights_by_name(source, target, rename=lambda name: name):
+    """Copies every layer's weights; none may be left over."""
+    for layer in target.layers:
+        if layer.weights:
+            layer.set_weights(source.get_layer(rename(layer.name)).get_weights())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("file", ORACLES)
+def test_every_blob_is_the_authors(file, oracle_dir):
+    arch, count = ORACLES[file]
+    oracle = np.load(oracle_dir / "caffe" / f"{file}.npz")
+    blobs = {}
+    for key in oracle.files:
+        if key.startswith("w_"):
+            blobs.setdefault(key[2:].rsplit("_", 1)[0], []).append(oracle[key])
+    model = MODELS[arch](21, preprocessing=None, **QUICK)
+    assert load_caffe(model, blobs) == []
+    names = [key[4:] for key in oracle.files if key.startswith("out_")]
+    assert len(names) == count
+    outputs = parts(model, *names)(oracle["in_data"].transpose(0, 2, 3, 1), training=False)
+    for name, output in zip(names, outputs, strict=True):
+        assert_close(np.transpose(output, (0, 3, 1, 2)), oracle[f"out_{name}"])
+    assert model.output is model.get_layer("score").output
+
+
+@pytest.mark.parametrize(
+    ("arch", "offsets"),
+    [
+        ("fcn32s", {"score": 19}),
+        ("fcn16s", {"score_pool4c": 5, "score": 27}),
+        ("fcn8s", {"score_pool4c": 5, "score_pool3c": 9, "score": 31}),
+        ("fcn8s_atonce", {"score_pool4c": 5, "score_pool3c": 9, "score": 31}),
+        ("fcn_alexnet", {"score": 18}),
+    ],
+)
+def test_crop_offsets_are_the_authors(arch, offsets):
+    model = MODELS[arch](CLASSES, **QUICK)
+    assert {layer.name: layer.offset for layer in model.layers if isinstance(layer, CropLike)} == offsets
+
+
+# The authors' sizes: conv1_1, pool1 … pool5, fc6, up2, up4, up32 / up16 / up8.
+VGG_SIZES = {
+    500: (698, 349, 175, 88, 44, 22, 16, 34, 70, 544, 560, 568),
+    256: (454, 227, 114, 57, 29, 15, 9, 20, 42, 320, 336, 344),
+    224: (422, 211, 106, 53, 27, 14, 8, 18, 38, 288, 304, 312),
+}
+TRUNK = ("conv1_1", "pool1", "pool2", "pool3", "pool4", "pool5", "fc6")
+
+
+def sizes(model, names, size):
+    shapes = parts(model, *names).compute_output_shape((1, size, size, 3))
+    assert all(shape[1] == shape[2] for shape in shapes)
+    return tuple(shape[1] for shape in shapes)
+
+
+def test_maps_have_the_sizes_of_the_table():
+    models = [MODELS[arch](CLASSES, **QUICK) for arch in ("fcn8s", "fcn32s", "fcn16s")]
+    for size, expected in VGG_SIZES.items():
+        received = sizes(models[0], (*TRUNK, "upscore2", "upscore_pool4"), size)
+        received += sizes(models[1], ("upscore", "score"), size)[:1] + sizes(models[2], ("upscore16", "score"), size)[:1]
+        assert received + sizes(models[0], ("upscore8", "score"), size)[:1] == expected
+        assert sizes(models[0], ("fuse_pool4", "fuse_pool3"), size) == expected[7:9]
+        assert all(model.compute_output_shape((1, size, size, 3)) == (1, size, size, CLASSES) for model in models)
+    alexnet = MODELS["fcn_alexnet"](CLASSES, **QUICK)
+    assert sizes(alexnet, ("conv1", "pool1", "pool2", "pool5", "fc6", "upscore"), 500) == (173, 86, 43, 21, 16, 543)
+
+
+def test_unpadded_alexnet_gives_one_score_for_227_and_ten_by_ten_for_500():
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, caffenet(image, first_padding=0, **QUICK)["fc7"])
+    for size, cells in ((227, 1), (500, 10)):
+        assert model.compute_output_shape((1, size, size, 3)) == (1, cells, cells, 256)
+        assert model(np.zeros((1, size, size, 3), "float32")).shape == (1, cells, cells, 256)
+
+
+@pytest.mark.parametrize(("arch", "field"), [("fcn32s", 404), ("fcn_alexnet", 355)])
+def test_receptive_fields_are_those_of_table_1(arch, field):
+    model = random_model(arch, 1, preprocessing=None)
+    for weight in model.weights:
+        # Every path counts, and no two cancel.
+        weight.assign(abs(weight) if weight.name == "kernel" else 0 * weight)
+    scores = parts(model, "score_fr", "fc7")
+    touched = np.zeros((640, 640), bool)
+    for seed in range(4):
+        x = tf.constant(np.random.default_rng(seed).uniform(0, 1, (1, 640, 640, 3)).astype("float32"))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            cell = scores(x, training=False)[0][0, 10, 10, 0]
+        touched |= np.any(tape.gradient(cell, x)[0] != 0, axis=-1)
+    scale, shift = coordinate_map(model.get_layer("score_fr").output)
+    for axis in (0, 1):
+        reached = np.flatnonzero(touched.any(axis=axis))
+        assert reached[0] > 0 and reached[-1] < 639, "the field must lie inside the image"
+        assert reached[-1] - reached[0] + 1 == field
+        # And its centre is where the crop offsets are derived from.
+        assert (reached[0] + reached[-1]) / 2 == scale * 10 + shift
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """Keras' VGG16 with random weights, class scores before the softmax."""
+    with kernels_at_zero():
+        return give_random_weights(keras.applications.VGG16(weights=None, classifier_activation=None))
+
+
+def test_a_classifier_and_its_convolutional_form_give_the_same_scores(classifier):
+    x = np.random.default_rng(0).normal(0, 50, (1, 224, 224, 3)).astype("float32")
+    image = keras.Input((None, None, 3))
+    with kernels_at_zero():
+        model = keras.Model(image, Conv2D(1000, 1, name="score_fr")(vgg16(image, first_padding=1)["fc7"]))
+    load_vgg16_classifier(model, classifier)
+    kernel, bias = classifier.get_layer("predictions").get_weights()
+    model.get_layer("score_fr").set_weights([kernel[None, None], bias])
+    expected = classifier(x, training=False)
+    assert np.std(expected) > 1
+    assert_close(model(x, training=False)[:, 0, 0], expected)
+    # §3.1: on a larger image, a map of the same scores.
+    wider = model(np.concatenate([x, x[:, :, :32]], axis=2), training=False)
+    assert wider.shape == (1, 1, 2, 1000)
+
+
+def test_early_fusion_starts_depth_at_the_mean_of_the_colours(classifier):
+    image = keras.Input((None, None, 4))
+    with kernels_at_zero():
+        model = keras.Model(image, vgg16(image, first_padding=1, first_name="conv1_1_bgrd")["fc7"])
+    load_vgg16_classifier(model, classifier)
+    kernel, (expected, bias) = model.get_layer("conv1_1_bgrd").kernel.numpy(), classifier.get_layer("block1_conv1").get_weights()
+    np.testing.assert_array_equal(kernel[:, :, :3], expected)
+    np.testing.assert_allclose(
+        kernel[:, :, 3], (expected[:, :, 0] + expected[:, :, 1] + expected[:, :, 2]) / 3, rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_array_equal(model.get_layer("conv1_1_bgrd").bias, bias)
+    np.testing.assert_array_equal(model.get_layer("conv5_3").kernel, classifier.get_layer("block5_conv3").kernel)
+
+
+def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch):
+    def unreachable(**arguments):
+        raise Exception("URL fetch failure on vgg16.h5: None -- no route\nsecond line")
+
+    monkeypatch.setattr(keras.applications, "VGG16", unreachable)
+    for arch, arguments, message in (
+        ("fcn32s", {}, r"could not be downloaded \(URL fetch failure on vgg16.h5: None -- no route\); pass weights=None"),
+        ("fcn8s", QUICK, "are for width_multiplier=1; fcn8s has 256 channels in fc6 instead of 4096"),
+        ("fcn_alexnet", QUICK, "Keras publishes none for fcn_alexnet"),
+    ):
+        with pytest.raises(KerassegError, match=f"weights='imagenet'.*{message}") as error, kernels_at_zero():
+            MODELS[arch](weights="imagenet", **arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_shift_and_stitch_equals_dilation():
+    """§3.2: the pooled net on every shift of the image, interlaced, is the net without stride and with a rarefied filter."""
+
+    def net(stride):
+        first, pool = Conv2D(4, 3, activation="relu"), CeilMaxPooling2D(2, stride)
+        return keras.Sequential([keras.Input((None, None, 3)), first, pool, Conv2D(2, 3, dilation_rate=2 // stride)])
+
+    coarse, fine = give_random_weights(net(2)), net(1)
+    fine.set_weights(coarse.get_weights())
+    x = np.random.default_rng(0).normal(size=(1, 18, 22, 3)).astype("float32")
+    expected = fine(x).numpy()
+    stitched = np.full_like(expected, np.nan)
+    for row, column in np.ndindex(2, 2):
+        part = coarse(x[:, row:, column:]).numpy()
+        rows, columns = stitched[:, row::2, column::2].shape[1:3]
+        stitched[:, row::2, column::2] = part[:, :rows, :columns]
+    assert_varies(expected)
+    assert_close(stitched, expected, 1e-5)
+
+
+def test_at_once_scales_the_skips_as_the_authors_do():
+    model = MODELS["fcn8s_atonce"](CLASSES, **QUICK)
+    scales = {layer.name: layer.scale for layer in model.layers if isinstance(layer, ChannelScale)}
+    assert {name: scale.shape for name, scale in scales.items()} == {"scale_pool4": (32,), "scale_pool3": (16,)}
+    np.testing.assert_allclose(scales["scale_pool4"], 0.01)
+    np.testing.assert_allclose(scales["scale_pool3"], 0.0001)
+    assert not any(scale.trainable for scale in scales.values())
+    give_random_weights(model)
+    names = ("pool4", "pool3", "score_pool4", "score_pool3")
+    outputs = dict(zip(names, parts(model, *names)(images(), training=False), strict=True))
+    for pool in ("pool4", "pool3"):
+        kernel, bias = model.get_layer(f"score_{pool}").get_weights()
+        assert_close(outputs[f"score_{pool}"], (outputs[pool].numpy() * scales[f"scale_{pool}"].numpy()) @ kernel[0, 0] + bias)
+
+
+HEADS = {"semantic": 33, "geometric": 3}
+
+
+@pytest.mark.parametrize("arch", ["fcn32s", "fcn16s", "fcn8s"])
+def test_two_heads_share_the_trunk_and_take_the_authors_names(arch):
+    source = random_model(arch, HEADS)
+    x = images(batch=1)
+    expected = source(x, training=False)
+    assert {key: value.shape for key, value in expected.items()} == {key: (1, 64, 96, count) for key, count in HEADS.items()}
+    short = {key: key[:3] for key in HEADS}
+    blobs = to_caffe(source)
+    for key in HEADS:
+        head = [name for name in blobs if name.endswith(f"_{key}")]
+        assert {"fcn32s": 2, "fcn16s": 4, "fcn8s": 6}[arch] == len(head)
+        blobs |= {name.replace(key, short[key]): blobs.pop(name) for name in head}
+        # Each head is the network of its own.
+        alone = MODELS[arch](HEADS[key], **QUICK)
+        names = {layer.name for layer in source.layers}
+        weights_by_name(source, alone, lambda name, key=key, names=names: name if name in names else f"{name}_{key}")
+        assert_close(expected[key], alone(x, training=False), 1e-5)
+    assert "score_fr_sem" in blobs and "score_fr_geo" in blobs
+    target = MODELS[arch](HEADS, **QUICK)
+    assert load_caffe(target, blobs) == []
+    for key, logits in target(x, training=False).items():
+        assert_varies(logits)
+        np.testing.assert_array_equal(logits, expected[key])
+
+
+def test_late_fusion_averages_the_scores_of_two_networks():
+    streams = ("color", "hha")
+    model = random_model("fcn32s", late_fusion=streams, preprocessing=None)
+    x = {name: images(seed=seed).astype("float32") for seed, name in enumerate(streams)}
+    scores = []
+    for name in streams:
+        alone = MODELS["fcn32s"](CLASSES, preprocessing=None, **QUICK)
+        weights_by_name(model, alone, lambda layer, name=name: layer + name)
+        scores.append(alone(x[name], training=False).numpy())
+    assert np.abs(scores[0] - scores[1]).max() > 0.1 * np.abs(scores[0]).max()
+    assert_close(model(x, training=False), (scores[0] + scores[1]) / 2)
+    by_default = MODELS["fcn32s"](CLASSES, late_fusion=streams, **QUICK)
+    means = {layer.name: layer.mean for layer in by_default.layers if isinstance(layer, Preprocessing)}
+    assert means == {"preprocessing_color": (116.190, 97.203, 92.318), "preprocessing_hha": (132.431, 94.076, 118.477)}
+    own = MODELS["fcn32s"](CLASSES, late_fusion=streams, preprocessing={"color": {"mean": (1, 2, 3)}, "hha": None}, **QUICK)
+    assert [layer.mean for layer in own.layers if isinstance(layer, Preprocessing)] == [(1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "arguments", "message"),
+    [
+        ("fcn16s", {"late_fusion": ("color", "hha")}, "late_fusion.*received fcn16s"),
+        ("fcn32s", {"late_fusion": ("color", "hha"), "num_classes": HEADS}, "late_fusion.*one head"),
+        ("fcn32s", {"late_fusion": ("color", "hha"), "null_background": True}, "late_fusion.*null_background"),
+        ("fcn8s", {"fusion": "mean"}, "fusion='mean': expected one of 'sum', 'max'"),
+    ],
+)
+def test_arguments_without_meaning_are_refused(arch, arguments, message):
+    with pytest.raises(KerassegError, match=message):
+        MODELS[arch](**arguments, **QUICK)
+
+
+def final_scores(x, kernel_size, stride, offset, like):
+    height, width = like.shape[1:3]
+    return transposed_convolution(x, kernel_size, stride)[:, offset : offset + height, offset : offset + width]
+
+
+@pytest.mark.parametrize(("fusion", "combine"), [("sum", np.add), ("max", np.maximum)])
+def test_fusion_is_elementwise(fusion, combine):
+    model = random_model("fcn8s", fusion=fusion)
+    x = images()
+    names = ("upscore2", "score_pool4", "upscore_pool4", "score_pool3", "fuse_pool4", "score")
+    up2, skip4, up4, skip3, fused4, logits = parts(model, *names)(x, training=False)
+    fourth = combine(up2, skip4[:, 5 : 5 + up2.shape[1], 5 : 5 + up2.shape[2]])
+    np.testing.assert_array_equal(fused4, fourth)
+    third = combine(up4, skip3[:, 9 : 9 + up4.shape[1], 9 : 9 + up4.shape[2]])
+    assert_close(logits, final_scores(third, 16, 8, 31, logits), 1e-5)
+
+
+@pytest.mark.parametrize("arch", ON_VGG)
+def test_null_background_scores_zero(arch, tmp_path):
+    model = random_model(arch, null_background=True)
+    x = images()
+    logits = model(x, training=False).numpy()
+    assert logits.shape == (2, 64, 96, CLASSES) and logits.dtype == "float32"
+    assert not logits[..., 0].any()
+    alone = MODELS[arch](CLASSES - 1, **QUICK)
+    weights_by_name(model, alone)
+    assert_varies(logits[..., 1:])
+    np.testing.assert_array_equal(logits[..., 1:], alone(x, training=False))
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x, training=False), logits)
+
+
+def test_each_stage_starts_from_the_one_before():
+    x = images()
+    coarse, middle, fine = (MODELS[arch](CLASSES, **QUICK) for arch in ("fcn32s", "fcn16s", "fcn8s"))
+    give_random_weights(coarse)
+    assert sorted(transplant(coarse, middle)) == ["score_pool4", "upscore2"]
+    # The new score is zero and the new upsampling bilinear: the coarse scores, twice upsampled.
+    scores = parts(coarse, "score_fr", "fc7")(x, training=False)[0]
+    logits = middle(x, training=False)
+    assert_varies(logits)
+    assert_close(logits, final_scores(transposed_convolution(scores, 4, 2), 32, 16, 27, logits), 1e-5)
+    give_random_weights(middle, seed=1)
+    assert sorted(transplant(middle, fine)) == ["score_pool3", "upscore_pool4"]
+    fused, expected = parts(middle, "fuse_pool4", "score")(x, training=False)
+    logits = fine(x, training=False)
+    assert_close(logits, final_scores(transposed_convolution(fused, 4, 2), 16, 8, 31, logits), 1e-5)
+    # Which is nearly, but not to the last digit, what the coarser network says.
+    assert_close(logits, expected, 0.3)
+
+
+def test_maps_that_are_not_aligned_do_not_meet():
+    image = keras.Input((None, None, 3))
+    once, padded = Conv2D(2, 3, name="once")(image), Conv2D(2, 3, padding="same")(image)
+    assert coordinate_map(once) == (1, 1) and coordinate_map(padded) == (1, 0)
+    assert crop_offset(padded, once) == 1 and crop_offset(once, padded) == -1
+    mixed = keras.layers.Add(name="mixed")([CropLike(0)([padded, once]), once])
+    with pytest.raises(ValueError, match="mixed: its inputs lie at different places"):
+        coordinate_map(mixed)
+    aligned = keras.layers.Add()([CropLike(1)([padded, once]), once])
+    assert coordinate_map(aligned) == (1, 1)
+    pooled = CeilMaxPooling2D(2, 2)(image)
+    for tensor in (once, CeilMaxPooling2D(3, 2)(pooled)):
+        with pytest.raises(ValueError, match="do not coincide cell on cell"):
+            crop_offset(tensor, pooled)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            keras.layers.GlobalAveragePooling2D(keepdims=True, name="odd"),
+            "odd: the geometry of GlobalAveragePooling2D is not known",
+        ),
+        (keras.layers.Conv2D(2, (3, 1), name="odd"), "odd: different geometry in height and width"),
+        (keras.layers.Conv2D(2, 3, strides=2, padding="same", name="odd"), "odd: padding='same' with stride 2 shifts"),
+    ],
+)
+def test_unknown_geometry_is_an_error(layer, message):
+    with pytest.raises(ValueError, match=message):
+        coordinate_map(layer(keras.Input((None, None, 3))))
