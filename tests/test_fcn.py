@@ -347,6 +347,14 @@ def test_maps_that_are_not_aligned_do_not_meet():
             crop_offset(tensor, pooled)
 
 
+def test_the_map_of_a_deep_residual_network_is_found():
+    # Over every path, 2⁶⁰ of them, it would never be.
+    x = Conv2D(2, 3)(keras.Input((None, None, 3)))
+    for _ in range(60):
+        x = keras.layers.Add()([x, Conv2D(2, 3, padding="same")(x)])
+    assert coordinate_map(x) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [

@@ -166,6 +166,8 @@ def test_names_of_other_releases(blobs):
     assert set(renamed) - set(source) == {"score-fr", "score-pool4", "score-pool3"}
     load_caffe(model, renamed)
     np.testing.assert_array_equal(model.get_layer("score_pool4").bias, source["score_pool4"][1])
+    with pytest.raises(KerassegError, match="score-fr is a second source for layer score_fr"):
+        load_caffe(fcn(), {**source, "score-fr": source["score_fr"]})
     # One's own names, instead of the network's: Keras forbids the slash.
     own = {f"trunk/{name}": values for name, values in source.items()}
     load_caffe(fcn(), own, aliases={r"trunk_(.+)": r"\1"})

@@ -25,6 +25,7 @@ CASES = [
     (layers.Conv2D, {"filters": 6, "kernel_size": 3, "groups": 2, "padding": "same", "name": "grouped"}, [(2, 7, 6, 4)]),
     (layers.CropLike, {"offset": 2, "name": "crop"}, [(2, 9, 8, 3), (2, 5, 6, 1)]),
     (layers.LocalResponseNormalization, {"size": 3, "alpha": 0.5, "beta": 0.6, "bias": 2.0, "name": "norm"}, [(2, 3, 4, 7)]),
+    (layers.NullBackground, {"name": "background"}, [(2, 3, 4, 5)]),
     (layers.CeilMaxPooling2D, {"name": "pool2"}, [(2, 7, 6, 3)]),
     (layers.CeilMaxPooling2D, {"pool_size": 3, "strides": 2, "padding": 1, "name": "pool3"}, [(2, 7, 6, 3)]),
     (layers.ChannelScale, {"value": 0.25, "name": "scale"}, [(2, 3, 4, 5)]),

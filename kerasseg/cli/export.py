@@ -53,23 +53,17 @@ def run(arguments: Sequence[str]) -> None:
 
 def _real_images(opened: Opened, count: int = 2):
     """A few images of the run's own data, at the scale it was trained at; none if the data is not there any more."""
-    import numpy as np
-
-    from kerasseg.recipes.building import open_recipe_data, recipe_transforms
+    from kerasseg.recipes.building import open_recipe_data
 
     if opened.recipe is None:
         return []
     try:
         data = open_recipe_data(opened.recipe, opened.recipe.validation_split or opened.recipe.split)
-        examples = [data[index] for index in range(min(count, len(data)))]
+        images = [data[index].image for index in range(min(count, len(data)))]
     except KerassegError:
         return []
-    plain = opened.recipe.override(random_scale=None, jitter=0, flip=False, crop_size=None)
-    generator = np.random.default_rng(0)
-    pairs = [(example.image, example.label) for example in examples]
-    for transform in recipe_transforms(plain, data.mean):
-        pairs = [transform(image, label, generator) for image, label in pairs]
-    return [image for image, _ in pairs]
+    scale = opened.recipe.image_scale
+    return [_resized(image, [max(1, round(side * scale)) for side in image.shape[:2]]) for image in images]
 
 
 def _resized(image, size):

@@ -43,6 +43,9 @@ def load_caffe(
         if layer is None:
             problems.append(f"unknown layer {caffe_name}")
             continue
+        if layer.name in seen:
+            problems.append(f"{caffe_name} is a second source for layer {layer.name}")
+            continue
         seen.add(layer.name)
         try:
             weights[layer.name] = _convert(layer, [np.asarray(blob) for blob in blobs])
@@ -103,8 +106,8 @@ def _kernel(blob: np.ndarray, layer) -> np.ndarray:
     height, width, inputs, outputs = layer.kernel.shape
     if blob.ndim == 2 or (blob.ndim == 4 and blob.shape[:2] == (1, 1) and (height, width, inputs) != (1, 1, 1)):
         # Fully connected, (out, in · kh · kw): the flat copy of the authors' surgery.
-        if blob.size != height * width * inputs * outputs:
-            raise ValueError(f"received shape {blob.shape}, expected {outputs * inputs * height * width} values")
+        if blob.shape[-2:] != (outputs, inputs * height * width):
+            raise ValueError(f"received shape {blob.shape}, expected ({outputs}, {inputs * height * width})")
         blob = blob.reshape(outputs, inputs, height, width)
     return blob.transpose(2, 3, 1, 0)
 

@@ -1,5 +1,6 @@
 """Registered Keras layers that the networks are built from."""
 
+from kerasseg.layers.background import NullBackground as NullBackground
 from kerasseg.layers.convolution import Conv2D as Conv2D
 from kerasseg.layers.cropping import CropLike as CropLike
 from kerasseg.layers.geometry import coordinate_map as coordinate_map

@@ -22,6 +22,9 @@ class CropLike(keras.layers.Layer):
         Caffe's Crop layer with axis 2; Shelhamer et al. 2017, §4.3.
     """
 
+    # For coordinate_map: the second input gives only its size.
+    aligned_inputs = 1
+
     def __init__(self, offset: int, **kwargs):
         super().__init__(**kwargs)
         if offset < 0:

@@ -72,17 +72,24 @@ def coordinate_map(tensor) -> tuple[Fraction, Fraction]:
     Reference:
         Shelhamer et al. 2017, §3 (the transformation rule for kernel size and stride) and §4.3 (crops).
     """
+    return _follow(tensor, {})
+
+
+def _follow(tensor, known: dict) -> tuple[Fraction, Fraction]:
+    """Visits each tensor once: the paths through n residual units are 2ⁿ."""
     layer, node_index, _ = tensor._keras_history
     if isinstance(layer, keras.layers.InputLayer):
         return Fraction(1), Fraction(0)
+    if id(tensor) in known:
+        return known[id(tensor)]
     inputs = layer._inbound_nodes[node_index].input_tensors
-    # A reference map gives only its size.
-    maps = {coordinate_map(x) for x in (inputs[:1] if type(layer).__name__ == "CropLike" else inputs)}
+    maps = {_follow(x, known) for x in inputs[: getattr(layer, "aligned_inputs", None)]}
     if len(maps) > 1:
         raise ValueError(f"{layer.name}: its inputs lie at different places in the image: {sorted(maps)}")
     (scale, shift) = maps.pop()
     a, b = (Fraction(v) for v in _layer_map(layer))
-    return scale * a, scale * b + shift
+    known[id(tensor)] = scale * a, scale * b + shift
+    return known[id(tensor)]
 
 
 def crop_offset(tensor, reference) -> int:

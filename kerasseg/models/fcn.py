@@ -13,7 +13,7 @@ from kerasseg.backbones.alexnet import caffenet
 from kerasseg.backbones.building import image_input, network, preprocess, with_weights
 from kerasseg.backbones.vgg import load_vgg16_classifier, vgg16
 from kerasseg.errors import KerassegError
-from kerasseg.layers import BilinearInitializer, BilinearUpsampling, ChannelScale, Conv2D, CropLike, crop_offset
+from kerasseg.layers import BilinearInitializer, BilinearUpsampling, ChannelScale, Conv2D, CropLike, NullBackground, crop_offset
 
 # Published files: two heads end in _sem and _geo; the 2014 releases write score-fr, score-pool4.
 ALIASES = {
@@ -61,15 +61,15 @@ def _head(levels, image, channels: int, *, suffix: str, stride: int, learn_upsam
         skip = _score(levels[pool], channels, f"score_{pool}{suffix}")
         names = {"skip": f"score_{pool}{suffix}", "upscored": upsampling + suffix, "fused": f"fuse_{pool}{suffix}"}
         x = _fuse(x, skip, names, fusion)
-    return _to_image(x, image, 2 * stride, stride, suffix, null_background)
+    if null_background:
+        x = NullBackground(name=f"null_background{suffix}")(x)
+    return _to_image(x, image, 2 * stride, stride, suffix)
 
 
-def _to_image(x, image, kernel_size: int, stride: int, suffix: str = "", null_background: bool = False):
+def _to_image(x, image, kernel_size: int, stride: int, suffix: str = ""):
     """Upsamples scores by the fixed bilinear kernel and crops them to the image, in float32."""
     x = BilinearUpsampling(kernel_size, stride, dtype="float32", name=_LAST_UPSAMPLING[stride] + suffix)(x)
-    x = CropLike(crop_offset(x, image), dtype="float32", name=f"score{suffix}")([x, image])
-    # §6.1: a background that scores zero everywhere.
-    return keras.ops.pad(x, [[0, 0], [0, 0], [0, 0], [1, 0]]) if null_background else x
+    return CropLike(crop_offset(x, image), dtype="float32", name=f"score{suffix}")([x, image])
 
 
 def _heads(num_classes, head):
