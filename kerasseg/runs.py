@@ -1,7 +1,6 @@
 """Reading and writing run directories. Whatever is written appears whole or not at all."""
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -75,12 +74,11 @@ class Checkpoints:
         Returns:
             The file.
         """
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
         path = self.directory / f"step-{step:08d}.npz"
         with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-        entry = {"step": step, "file": path.name, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(), "score": score}
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+            entry = {"step": step, "file": path.name, "sha256": _sha256(temporary), "score": score}
         entries = [e for e in self._index() if e["step"] < step] + [entry]
         best = self._best(entries)
         kept = [e for e in entries if e in entries[-self.keep :] or e is best]
@@ -120,13 +118,18 @@ class Checkpoints:
 
     def _read(self, entry: Mapping) -> dict[str, np.ndarray] | None:
         path = self.directory / entry["file"]
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+        if not path.is_file() or _sha256(path) != entry["sha256"]:
             return None
         try:
             with np.load(path) as arrays:
                 return dict(arrays)
         except (ValueError, zipfile.BadZipFile):
             return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Run:

@@ -56,7 +56,10 @@ def test_every_blob_is_the_authors(file, oracle_dir):
     assert len(names) == count
     outputs = parts(model, *names)(oracle["in_data"].transpose(0, 2, 3, 1), training=False)
     for name, output in zip(names, outputs, strict=True):
-        assert_close(np.transpose(output, (0, 3, 1, 2)), oracle[f"out_{name}"])
+        output, expected = np.transpose(output, (0, 3, 1, 2)), oracle[f"out_{name}"]
+        # Shown by `pytest -rP`.
+        print(f"{file} {name}: {np.abs(output - expected).max() / np.abs(expected).max():.1e}")
+        assert_close(output, expected)
     assert model.output is model.get_layer("score").output
 
 

@@ -263,7 +263,7 @@ def test_builders_say_what_they_take(arch):
     assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values())
     assert builder.__name__ == build(arch).name == arch
     for name in parameters:
-        assert f"\n        {name}: " in builder.__doc__, f"{name} is not in the docstring"
+        assert f"\n    {name}: " in inspect.getdoc(builder), f"{name} is not in the docstring"
 
 
 @pytest.mark.parametrize("arch", MODELS)

@@ -24,13 +24,14 @@ def training_batches(
     start: int = 0,
     steps: int | None = None,
     slices: int = 1,
+    fill: tuple[float, float, float] | None = None,
 ) -> tf.data.Dataset:
     """The training sequence, from any batch on.
 
     Batch number `t` holds the positions `t * batch_size` to `(t + 1) * batch_size - 1` of a sequence that only the seed, the
     sampling and the data determine: whoever resumes at `start=t` sees, bit for bit, what an unbroken run would have seen.
     Epochs run into each other; a batch may hold the end of one and the beginning of the next. Images of unequal size are padded
-    bottom and right to the largest of the batch, with the data's mean and 255.
+    bottom and right to the largest of the batch, with `fill` and 255.
 
     Args:
         data: Examples with labels.
@@ -42,6 +43,7 @@ def training_batches(
         steps: How many batches; `None` is without end. `fit` then needs `steps_per_epoch`, and `shuffle=False`, or it warns.
         slices: Each batch is yielded as this many consecutive elements, which `strategy.distribute_datasets_from_function` deals
             to the replicas in turn.
+        fill: RGB, 0–255, of the pixels padded to images of unequal size; the data's mean by default.
     Returns:
         Elements `(image, label)`: `(batch_size / slices, H, W, 3)` float32 RGB 0–255 and `(batch_size / slices, H, W)` int32. H
         and W are static where the transforms end in a crop or a resize to a size.
@@ -70,7 +72,7 @@ def training_batches(
 
     def batch(t: np.ndarray):
         first = int(t) * batch_size
-        return _stack([pair(position) for position in range(first, first + batch_size)], data.mean)
+        return _stack([pair(position) for position in range(first, first + batch_size)], fill or data.mean)
 
     numbers = tf.data.Dataset.counter(start) if steps is None else tf.data.Dataset.range(start, start + steps)
     return _mapped(numbers, batch, batch_size, static_size(transforms), slices)

@@ -8,6 +8,7 @@ from kerasseg.backbones.building import accepts
 from kerasseg.data import DATA_SETS, DataSet, open_data
 from kerasseg.data.transforms import ColorJitter, Flip, Jitter, RandomCrop, RandomScale, Resize
 from kerasseg.errors import KerassegError
+from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
 from kerasseg.recipes.base import Recipe
 from kerasseg.tables import did_you_mean
@@ -47,12 +48,30 @@ def open_recipe_data(recipe: Recipe, split: str | None) -> DataSet:
     return open_data(recipe.data, recipe.data_dir, split)
 
 
-def recipe_transforms(recipe: Recipe, mean) -> tuple:
+def padding_color(recipe: Recipe, data: DataSet) -> tuple[float, ...]:
+    """Finds the colour that is zero after the network's preprocessing, so that padded pixels excite nothing.
+
+    Args:
+        recipe: The recipe.
+        data: Its data, whose mean counts where the network does not preprocess.
+    Returns:
+        RGB, 0–255.
+    """
+    default = inspect.signature(MODELS[recipe.arch]).parameters["preprocessing"].default
+    spec = recipe.arguments.get("preprocessing", default)
+    if spec is None:
+        return data.mean
+    layer = Preprocessing.of(spec)
+    # The layer's mean belongs to its output channels; output i is input order[i].
+    return tuple(layer.mean[layer.order.index(channel)] for channel in range(3))
+
+
+def recipe_transforms(recipe: Recipe, fill) -> tuple:
     """Lists a recipe's augmentation.
 
     Args:
         recipe: The recipe.
-        mean: RGB mean that fills what an image does not cover.
+        fill: RGB colour for what an image does not cover.
     Returns:
         Transforms in the order in which they act.
     """
@@ -63,12 +82,12 @@ def recipe_transforms(recipe: Recipe, mean) -> tuple:
     elif recipe.image_scale != 1:
         transforms.append(Resize(recipe.image_scale))
     if recipe.color_jitter:
-        # Before anything pads with the mean, which has to stay zero after preprocessing.
+        # Before anything pads: that colour has to stay zero after preprocessing.
         transforms.append(ColorJitter(recipe.color_jitter))
     if recipe.jitter:
-        transforms.append(Jitter(recipe.jitter, mean))
+        transforms.append(Jitter(recipe.jitter, fill))
     if recipe.flip:
         transforms.append(Flip())
     if recipe.crop_size:
-        transforms.append(RandomCrop(recipe.crop_size, mean))
+        transforms.append(RandomCrop(recipe.crop_size, fill))
     return tuple(transforms)

@@ -15,7 +15,7 @@ CAMVID_SMALL = Recipe(
     precision="bfloat16",
     data="camvid",
     image_scale=0.5,
-    # Train and test are other drives in other light.
+    # Most of the test images are another drive in another light.
     random_scale=(0.75, 1.5),
     color_jitter=0.4,
     crop_size=(180, 240),

@@ -16,7 +16,7 @@ from kerasseg.evaluation import Inference, evaluate, load_model
 from kerasseg.interop import transplant
 from kerasseg.losses import LOSSES
 from kerasseg.recipes import Recipe
-from kerasseg.recipes.building import build_network, open_recipe_data, recipe_transforms
+from kerasseg.recipes.building import build_network, open_recipe_data, padding_color, recipe_transforms
 from kerasseg.runs import Checkpoints, Run
 from kerasseg.tables import did_you_mean
 from kerasseg.training.optimizers import make_optimizer
@@ -143,10 +143,12 @@ def _resume(run: Run, trainer: Trainer, checkpoints: Checkpoints) -> None:
 
 
 def _feed(recipe: Recipe, data: DataSet, start: int, slices: int):
+    fill = padding_color(recipe, data)
     return training_batches(
         data,
         recipe.batch_size,
-        transforms=recipe_transforms(recipe, data.mean),
+        transforms=recipe_transforms(recipe, fill),
+        fill=fill,
         seed=recipe.seed,
         sampling=recipe.sampling,
         start=start,
