@@ -15,7 +15,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 _ROOMS = (
     "backbones", "cli", "data", "evaluation", "export", "interop", "labels", "layers", "losses", "metrics", "models", "ops",
-    "recipes", "runs", "schedules", "training",
+    "optimizers", "recipes", "runs", "schedules", "training",
 )  # fmt: skip
 _FUNCTIONS = {
     "colorize": "kerasseg.labels",

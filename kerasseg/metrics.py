@@ -122,6 +122,7 @@ class SegmentationMetrics(keras.metrics.Metric):
     Args:
         num_classes: C.
         ignore_label: Value of the label's pixels that count nothing.
+        prefix: Put before each score's name, e.g. `"semantic_"`: Keras merges the scores of all heads into one dict.
         name: Keras' name of the metric; the scores' names do not depend on it.
     Raises:
         KerassegError: When updated, if a label or prediction is neither a class nor ignored (in a graph
@@ -133,8 +134,9 @@ class SegmentationMetrics(keras.metrics.Metric):
         >>> model.evaluate(batches, return_dict=True)["mean_iou"]
     """
 
-    def __init__(self, num_classes, ignore_label=255, name="segmentation"):
+    def __init__(self, num_classes, ignore_label=255, prefix="", name="segmentation"):
         super().__init__(name=name)
+        self.prefix = prefix
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.counts = self.add_variable((num_classes, num_classes), "zeros", dtype="int64", name="counts")
@@ -186,7 +188,7 @@ class SegmentationMetrics(keras.metrics.Metric):
             _mean_where(union, iou),
             tf.reduce_sum(truth * iou) / total,
         )
-        return {name: tf.cast(value, tf.float32) for name, value in zip(SCORES, values, strict=True)}
+        return {f"{self.prefix}{name}": tf.cast(value, tf.float32) for name, value in zip(SCORES, values, strict=True)}
 
     def matrix(self) -> np.ndarray:
         """The confusion matrix so far, shape `(C, C)`, int64; row: truth, column: prediction."""
@@ -198,7 +200,7 @@ class SegmentationMetrics(keras.metrics.Metric):
 
     def get_config(self):
         """The constructor's arguments."""
-        return {"num_classes": self.num_classes, "ignore_label": self.ignore_label, "name": self.name}
+        return {"num_classes": self.num_classes, "ignore_label": self.ignore_label, "prefix": self.prefix, "name": self.name}
 
 
 def _mean_where(sizes, values):

@@ -83,10 +83,15 @@ class Checkpoints:
         best = self._best(entries)
         kept = [e for e in entries if e in entries[-self.keep :] or e is best]
         write_json(self.directory / "index.json", kept)
-        for entry in entries:
-            if entry not in kept:
-                (self.directory / entry["file"]).unlink(missing_ok=True)
+        # What the index does not name was replaced, or a killed process left it half-written.
+        for stray in {*self.directory.glob("*.npz"), *self.directory.glob(".*.npz")}:
+            if stray.name not in {entry["file"] for entry in kept}:
+                stray.unlink(missing_ok=True)
         return path
+
+    def last_step(self) -> int:
+        """Tells how many optimiser steps the newest state has done; 0 if there is none."""
+        return max((entry["step"] for entry in self._index()), default=0)
 
     def last(self) -> tuple[int, dict[str, np.ndarray]] | None:
         """Reads the newest state that is whole; a damaged one is passed over.
@@ -157,6 +162,10 @@ class Run:
         """Writes the environment, what the classes are called and how they are painted, and the resolved recipe."""
         write_json(self.path / "environment.json", environment())
         write_json(self.labels_path, {"name": labels.name, "classes": labels.classes, "palette": labels.palette})
+        write_json(self.recipe_path, recipe)
+
+    def update(self, recipe: Mapping[str, Any]) -> None:
+        """Records what a resumed run changes of its recipe."""
         write_json(self.recipe_path, recipe)
 
     def labels(self) -> LabelTable | None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 import kerasseg
-from kerasseg.cli import evaluate, export, main, predict, train
+from kerasseg.cli import evaluate, export, main, plot_log, predict, train
+from kerasseg.cli.options import resolve_recipe
+from kerasseg.runs import Run
 
-SCRIPTS = ("train.py", "evaluate.py", "tools/predict.py", "tools/export.py")
+SCRIPTS = ("train.py", "evaluate.py", "tools/predict.py", "tools/export.py", "tools/plot_log.py")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_train_evaluate_predict_export_on_a_fresh_machine(tmp_path):
     assert [json.loads(line)["step"] for line in (directory / "log.jsonl").read_text().splitlines()] == [1, 2]
     code, out, err = finish("evaluate.py", "--limit", "2", "--pictures", "1", cwd=tmp_path)
     assert (code, err) == (0, "") and "mean_iou" in out
-    assert {path.name for path in (directory / "report/val").iterdir()} == {"scores.json", "scores.txt", "pictures.png"}
+    assert {path.name for path in (directory / "report/val-first-2").iterdir()} == {"scores.json", "scores.txt", "pictures.png"}
 
 
 @pytest.mark.parametrize("inference", [(), ("--tta",), ("--scales", "0.5,1")])
@@ -87,7 +90,7 @@ def test_masks_score_what_evaluate_says(place, tmp_path, capsys, inference):
 
 
 def test_evaluate_reports_into_the_run(place, capsys):
-    for options, name in (((), "val"), (("--tta", "--split", "train", "--limit", "1"), "train-tta")):
+    for options, name in (((), "val"), (("--tta", "--split", "train", "--limit", "1"), "train-tta-first-1")):
         assert run(evaluate, place / "eleven", *options) == 0
         assert f"report: {place / 'eleven/report' / name}" in capsys.readouterr().out
         assert json.loads((place / "eleven/report" / name / "scores.json").read_text())["data"] == "camvid"
@@ -153,16 +156,58 @@ def test_what_init_gave_survives_a_crash_before_the_first_regular_checkpoint(pla
 
     options = (*TINY, *on(place / "camvid"), "--init", place / "six", "--run-dir")
 
-    def crash(run, record):
+    def crash(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "_record", crash)
+    monkeypatch.setattr(session, "_after_step", crash)
     assert run(train, *options, tmp_path / "crashed") == 130
     monkeypatch.undo()
     assert run(train, "--run-dir", tmp_path / "crashed") == 0
     assert run(train, *options, tmp_path / "unbroken") == 0
     for one, other in zip(weights_of(tmp_path / "crashed"), weights_of(tmp_path / "unbroken"), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_resumed_run_records_what_changed_and_drops_the_model_that_is_no_longer_its_last(place, tmp_path, monkeypatch):
+    from kerasseg.training import session
+
+    shutil.copytree(place / "six", tmp_path / "six")
+    assert (tmp_path / "six/model.keras").is_file()
+
+    def crash(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "_after_step", crash)
+    assert run(train, "--run-dir", tmp_path / "six", "--iterations", "4", "--learning-rate", "0.5") == 130
+    recipe = json.loads((tmp_path / "six/recipe.json").read_text())
+    assert (recipe["iterations"], recipe["learning_rate"]) == (4, 0.5)
+    assert not (tmp_path / "six/model.keras").exists() and kerasseg.load_model(tmp_path / "six").name == "fcn8s"
+
+
+def test_options_come_before_the_recipe_and_paths_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--recipe", "fcn32s_voc", "--multipliers", "(conv|fc).*=0,0", "--data-dir", "my", "--weights", "a.keras"]
+    recipe = resolve_recipe(train.parser().parse_args(arguments))
+    assert list(recipe.multipliers.items()) == [("(conv|fc).*", (0.0, 0.0)), (".*/bias", (2.0, 0.0))]
+    assert (recipe.data_dir, recipe.weights) == (str(tmp_path / "my"), str(tmp_path / "a.keras"))
+    remote = resolve_recipe(train.parser().parse_args(["--data-dir", "gs://bucket/x", "--weights", "imagenet"]))
+    assert (remote.data_dir, remote.weights) == ("gs://bucket/x", "imagenet")
+
+
+def test_a_full_disk_is_one_line(place, tmp_path, capsys, monkeypatch):
+    def full(self, record):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Run, "log", full)
+    assert run(train, *TINY, "--crop-size", "32x32", "--run-dir", tmp_path / "a") == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
+
+
+def test_a_curve_is_drawn(place, tmp_path):
+    assert run(plot_log, place / "eleven", "--out", tmp_path / "curve.png") == 0
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.width > 300
+    assert run(plot_log, tmp_path, "--out", tmp_path / "none.png") == 2 and not (tmp_path / "none.png").exists()
 
 
 # Mistakes
@@ -200,6 +245,15 @@ MISTAKES = {
     "strategy": (train, (*SMALL, "--strategy", "tpu"), "unknown strategy 'tpu'"),
     "argument": (train, (*SMALL, "--arguments", "paddin=same"), "did you mean 'padding'?"),
     "assignment": (train, (*SMALL, "--arguments", "padding"), "expected NAME=VALUE"),
+    "classes twice": (train, (*SMALL, "--arguments", "num_classes=5"), "fcn8s has no argument 'num_classes'"),
+    "type": (train, (*SMALL, "--arguments", "dropout_rate=much"), "fcn8s cannot be built with"),
+    "two inputs": (train, (*SMALL, "--arch", "fcn32s", "--arguments", 'late_fusion=["color","hha"]'), "has the inputs color, hha"),
+    "seed": (train, (*SMALL, "--seed", "-1"), "--seed -1: expected 0 to"),
+    "dry loss": (train, (*TINY, "--loss", "foo", "--dry-run"), "loss='foo'"),
+    "dry optimizer": (train, (*TINY, "--optimizer", "lion", "--dry-run"), "expected one of sgd, adam"),
+    "dry strategy": (train, (*TINY, "--strategy", "nope", "--dry-run"), "unknown strategy 'nope'"),
+    "dry precision": (train, (*TINY, "--precision", "float8", "--dry-run"), "expected one of float32, bfloat16"),
+    "dry data": (train, (*TINY, *CAMVID, "{place}/cut", "--dry-run"), "cannot decode {place}/cut/images/train/"),
     "class weights": (train, (*SMALL, "--class-weights", "1,2"), "2 class_weights for 6 classes"),
     "run is a file": (train, (*TINY, "--run-dir", "{place}/notes.jpg"), "notes.jpg"),
     "other data": (train, (*CAMVID, "{place}/camvid", "--run-dir", "{place}/six"), "was begun with data=shapes, received camvid"),

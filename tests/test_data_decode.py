@@ -176,3 +176,18 @@ def test_real_voc_masks_are_palette_files(data_dir):
         # The colours in the file are the official ones: our colour map must agree.
         assert colorize(label).tolist() == painted.tolist()
         assert 255 in label
+
+
+def test_a_palette_file_that_contradicts_itself_is_refused(tmp_path):
+    table = generic_table(("ground", "cat", "dog"))
+    index = np.array([[0, 1], [2, 1]], np.uint8)
+    sorted_palette = Image.fromarray(index)
+    # An editor that put dog's colour at 1 and cat's at 2.
+    sorted_palette.putpalette([channel for label in (0, 2, 1) for channel in table.palette[label]])
+    sorted_palette.save(tmp_path / "sorted.png")
+    with pytest.raises(KerassegError, match=r"sorted\.png is a palette file whose colours and indices .* \(3 pixels\)"):
+        decode_label(tmp_path / "sorted.png", table)
+    # Colours that mean nothing are not looked at.
+    sorted_palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    sorted_palette.save(tmp_path / "own.png")
+    np.testing.assert_array_equal(decode_label(tmp_path / "own.png", table), index)

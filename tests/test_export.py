@@ -128,3 +128,16 @@ def test_parity_is_the_worst_image():
     # The largest difference is 1 - 0.4 = 0.6 of a largest logit of 1; one pixel of six has another class.
     assert found == Parity(pytest.approx(0.6, rel=1e-6), pytest.approx(5 / 6), 2)
     assert measure_parity(lambda key: reference[..., :2], lambda key: reference, [1]).relative_error == float("inf")
+
+
+def test_a_network_that_cannot_be_converted_is_one_line(tmp_path, monkeypatch, small):
+    class ConverterError(Exception):
+        pass
+
+    def fail(functions):
+        raise ConverterError("<unknown>:0: error: op is neither a custom op nor a flex op\nand two pages more")
+
+    monkeypatch.setattr("tensorflow.lite.TFLiteConverter.from_concrete_functions", fail)
+    with pytest.raises(KerassegError, match=r"cannot be converted to TFLite: <unknown>:0: error: op is neither a custom") as caught:
+        export_tflite(small, tmp_path / "a.tflite", input_size=(32, 48))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

@@ -372,3 +372,14 @@ def test_the_map_of_a_deep_residual_network_is_found():
 def test_unknown_geometry_is_an_error(layer, message):
     with pytest.raises(ValueError, match=message):
         coordinate_map(layer(keras.Input((None, None, 3))))
+
+
+def test_imagenet_weights_refuse_an_input_they_were_not_made_for():
+    model = MODELS["fcn32s"](2, width_multiplier=1 / 16, preprocessing="torch")
+    with pytest.raises(KerassegError, match="width_multiplier=1"):
+        load_vgg16_classifier(model, model)
+    for layer in model.layers:
+        if layer.name == "fc6":
+            layer.filters = 4096
+    with pytest.raises(KerassegError, match="expect unscaled BGR minus the mean: pass preprocessing='caffe'"):
+        load_vgg16_classifier(model, model)

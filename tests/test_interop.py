@@ -192,3 +192,8 @@ def test_transplant_skips_what_has_another_shape():
             np.testing.assert_array_equal(received, expected)
     for received, expected in zip(target.get_layer("score_fr").get_weights(), score, strict=True):
         np.testing.assert_array_equal(received, expected)
+
+
+def test_files_are_not_read_yet():
+    with pytest.raises(KerassegError, match="expected a mapping of layer name"):
+        load_caffe(fcn(), "fcn8s-heavy-pascal.caffemodel")

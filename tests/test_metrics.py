@@ -11,6 +11,7 @@ import sklearn.metrics
 import tensorflow as tf
 
 from kerasseg import KerassegError
+from kerasseg.losses import SegmentationCrossEntropy
 from kerasseg.metrics import SCORES, SegmentationMetrics, confusion_matrix, count_pixels, scores
 
 # Worked by hand:     truth 0: 4 right, 1 as class 1
@@ -261,3 +262,21 @@ def test_replicas_sum_their_matrices():
     environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run([sys.executable, "-c", MIRRORED], env=environment, capture_output=True, text=True, timeout=300)
     assert "SUMMED OVER REPLICAS" in done.stdout, done.stdout + done.stderr
+
+
+def test_heads_report_side_by_side_by_their_prefix():
+    image = keras.Input((4, 4, 3))
+    heads = {"semantic": 5, "geometric": 3}
+    model = keras.Model(image, {name: keras.layers.Conv2D(classes, 1, name=name)(image) for name, classes in heads.items()})
+    metrics = {name: [SegmentationMetrics(classes, prefix=f"{name}_")] for name, classes in heads.items()}
+    model.compile(loss={name: SegmentationCrossEntropy() for name in heads}, metrics=metrics)
+    generator = np.random.default_rng(0)
+    images = generator.random((6, 4, 4, 3)).astype("float32")
+    labels = {name: generator.integers(0, classes, (6, 4, 4)).astype("int32") for name, classes in heads.items()}
+    found = model.evaluate(images, labels, batch_size=3, return_dict=True, verbose=0)
+    for name, logits in model.predict(images, verbose=0).items():
+        expected = scores(confusion_matrix(labels[name], logits.argmax(-1), heads[name]))
+        for score in SCORES:
+            np.testing.assert_allclose(found[f"{name}_{score}"], expected[score], rtol=1e-6)
+    again = SegmentationMetrics.from_config(metrics["semantic"][0].get_config())
+    assert again.prefix == "semantic_" and again.num_classes == 5

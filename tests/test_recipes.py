@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kerasseg import KerassegError
 from kerasseg.data import DATA_SETS, open_data
 from kerasseg.data.transforms import Flip, Jitter, RandomCrop, RandomScale, Resize
+from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
 from kerasseg.recipes import RECIPES, Recipe
-from kerasseg.recipes.building import build_network, open_recipe_data, recipe_transforms
+from kerasseg.recipes.building import build_network, open_recipe_data, padding_color, recipe_transforms
 
 NAMES = list(RECIPES)
 
@@ -129,3 +131,20 @@ def test_names_are_listed_without_tensorflow():
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert ast.literal_eval(done.stdout) == (list(MODELS), NAMES)
+
+
+def test_padding_is_zero_after_preprocessing():
+    data = open_data("shapes", length=2)
+    base = RECIPES["shapes"]
+    for preprocessing in ("caffe", "torch", "tf", {"mean": (1, 2, 3), "order": (1, 2, 0)}):
+        color = padding_color(base.override(arguments={"preprocessing": preprocessing}), data)
+        image = np.broadcast_to(np.float32(color), (1, 2, 2, 3))
+        np.testing.assert_allclose(Preprocessing.of(preprocessing)(image), 0, atol=1e-5)
+    assert padding_color(base.override(arguments={"preprocessing": None}), data) == data.mean
+    assert padding_color(base.override(arguments={}), data) == (122.67892, 116.66877, 104.00699)
+
+
+def test_fields_of_the_wrong_type_are_named():
+    for field, value in (("iterations", "many"), ("flip", 1), ("crop_size", 3), ("learning_rate", None), ("arguments", [1])):
+        with pytest.raises(KerassegError, match=f"recipe field '{field}' is "):
+            Recipe.from_json({"name": "x", field: value})

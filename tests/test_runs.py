@@ -78,6 +78,16 @@ def test_more_can_be_kept_and_without_scores_the_newest_is_the_best(tmp_path):
     assert checkpoints.best()[0] == 40
 
 
+def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": np.ones(2)})
+    for name in (".half.npz", "step-00000099.npz"):
+        (tmp_path / name).write_bytes(b"half")
+    checkpoints.save(2, {"a": np.ones(2)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "step-00000001.npz", "step-00000002.npz"]
+    assert checkpoints.last_step() == 2 and Checkpoints(tmp_path / "none").last_step() == 0
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     checkpoints = saved(tmp_path, 0.1, 0.2, 0.9, keep=3)
     damage(tmp_path / "step-00000030.npz")

@@ -327,3 +327,10 @@ def test_momentum_and_batch_size_trade_on_a_quadratic():
     assert distance(MOMENTUM ** (1 / BATCH)) < 0.04
     assert distance(MOMENTUM) > 0.15
     assert distance(0.99) > 0.08
+
+
+def test_a_feed_that_ends_says_so():
+    images, labels = examples(2)
+    trainer = Trainer(network(), optimizer=CaffeSGD(0.1))
+    with pytest.raises(KerassegError, match="the feed ended before step 2 of 3: let it repeat"):
+        list(trainer.train(lambda start, slices: tf.data.Dataset.from_tensor_slices((images, labels)).batch(2), 3))

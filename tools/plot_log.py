@@ -1,50 +1,12 @@
-"""Draws a run's loss and validation mean IoU over its steps: `python tools/plot_log.py RUN --out curve.png` (needs matplotlib)."""
+"""See kerasseg.cli.plot_log; `python tools/plot_log.py --help`."""
 
 import sys
 from pathlib import Path
 
+# Runs from a checkout that is not installed, too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kerasseg.cli.running import make_parser, run_command
-from kerasseg.errors import KerassegError
-from kerasseg.runs import Run, atomic_path
-
-
-def smoothed(values: list[float], window: int) -> list[float]:
-    """Averages each value with those before it, at most `window` of them."""
-    return [sum(values[max(0, i + 1 - window) : i + 1]) / len(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
-
-
-def run(arguments) -> None:
-    """Draws what the arguments ask for."""
-    parser = make_parser("plot_log.py", "Draw a run's loss and validation mean IoU.")
-    parser.add_argument("run", help="run directory")
-    parser.add_argument("--out", default="curve.png", help="PNG to write")
-    options = parser.parse_args(arguments)
-    records = Run(options.run).read_log()
-    if not records:
-        raise KerassegError(f"{options.run} has no log.jsonl with steps: name a run directory that train.py made")
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise KerassegError("plot_log.py needs matplotlib: run `pip install matplotlib`") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    steps = [r["step"] for r in records]
-    axis.plot(steps, smoothed([r["loss"] for r in records], 50), color="tab:blue", label="training loss, mean of 50 steps")
-    axis.set(xlabel="optimiser step", ylabel="loss", ylim=(0, None))
-    scored = [(r["step"], 100 * r["mean_iou"]) for r in records if "mean_iou" in r]
-    if scored:
-        right = axis.twinx()
-        right.plot(*zip(*scored, strict=True), "o-", color="tab:orange", label="validation mean IoU")
-        right.set(ylabel="mean IoU, %", ylim=(0, 100))
-    figure.legend(loc="outside upper center", ncols=2)
-    with atomic_path(options.out) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-    print(options.out)
-
+from kerasseg.cli.plot_log import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(run))
+    sys.exit(main())

@@ -31,7 +31,8 @@ def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, st
 
 def accepts(builder: Callable, argument: str) -> bool:
     """Tells whether a builder takes an argument, so that a recipe can set it only where it is offered."""
-    return argument in inspect.signature(builder).parameters
+    parameter = inspect.signature(builder).parameters.get(argument)
+    return parameter is not None and parameter.kind is parameter.KEYWORD_ONLY
 
 
 def scaled_width(width: int, multiplier: float, groups: int = 1) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 
 from kerasseg.backbones.building import conv, scaled_width
 from kerasseg.errors import KerassegError
-from kerasseg.layers import CeilMaxPooling2D
+from kerasseg.layers import CeilMaxPooling2D, Preprocessing
 
 # Convolutions in each block and their width.
 _BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -71,6 +71,9 @@ def load_vgg16_classifier(model: keras.Model, classifier: keras.Model | None = N
             raise KerassegError(
                 f"weights='imagenet' are for width_multiplier=1; {model.name} has {width} channels in fc6 instead of 4096"
             )
+    for layer in model.layers:
+        if isinstance(layer, Preprocessing) and set(layer.scale) != {1.0}:
+            raise KerassegError("weights='imagenet' of VGG16 expect unscaled BGR minus the mean: pass preprocessing='caffe'")
     classifier = classifier or _download()
     names = [layer.name for layer in model.layers]
     for suffix in trunks:

@@ -58,7 +58,8 @@ def run(arguments: Sequence[str]) -> None:
     with Progress(f"evaluating {split}", total, unit="images") as progress:
         evaluation = evaluate(opened.model, data, inference, progress=lambda done, _: progress.update(done), limit=options.limit)
     print(evaluation.table())
-    directory = Path(options.report) if options.report else _report_path(opened, split, options.tta)
+    print(f"scales {', '.join(f'{scale:g}' for scale in inference.scales)}{', mirrored too' if inference.flip else ''}")
+    directory = Path(options.report) if options.report else _report_path(opened, split, options)
     shown = [data[i] for i in _spread(total, options.pictures)]
     pictures = [(example, predict(opened.model, example.image, scales=inference.scales, flip=inference.flip)) for example in shown]
     write_report(directory, evaluation, pictures)
@@ -78,8 +79,11 @@ def _open_data(opened: Opened, options):
     return open_data(name, data_dir, split), split
 
 
-def _report_path(opened: Opened, split: str, tta: bool) -> Path:
-    name = split + ("-tta" if tta else "")
+def _report_path(opened: Opened, split: str, options) -> Path:
+    """One folder for each way of evaluating, so that none overwrites another."""
+    name = split + ("-tta" if options.tta else "") + ("-flip" if options.flip else "")
+    name += f"-scales-{'-'.join(f'{scale:g}' for scale in options.scales)}" if options.scales else ""
+    name += f"-first-{options.limit}" if options.limit else ""
     return opened.path / "report" / name if opened.path.is_dir() else opened.path.with_suffix("") / "report" / name
 
 

@@ -60,7 +60,8 @@ def _real_images(opened: Opened, count: int = 2):
     try:
         data = open_recipe_data(opened.recipe, opened.recipe.validation_split or opened.recipe.split)
         images = [data[index].image for index in range(min(count, len(data)))]
-    except KerassegError:
+    except KerassegError as error:
+        print(f"comparing on random images alone, since the run's data cannot be read: {error}")
         return []
     scale = opened.recipe.image_scale
     return [_resized(image, [max(1, round(side * scale)) for side in image.shape[:2]]) for image in images]

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -103,14 +104,34 @@ def resolve_recipe(options: argparse.Namespace) -> Recipe:
     Raises:
         KerassegError: If the recipe is unknown.
     """
-    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name) and f.name != "name"}
     base = RECIPES[options.recipe or _DEFAULT_RECIPE]
-    if options.recipe is None:
-        base = _adapt_default(base, given)
+    return with_options(base if options.recipe else _adapt_default(base, _given(options)), options)
+
+
+def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """Changes the fields of a recipe that the command line names.
+
+    Mappings are merged, the command line's entries first: of several multipliers that match, the first counts. Paths become
+    absolute, so that the run can be used from another folder.
+
+    Args:
+        recipe: The recipe.
+        options: What `add_recipe_options` parsed.
+    """
+    given = _given(options)
     for name in ("arguments", "multipliers"):
         if name in given:
-            given[name] = {**getattr(base, name), **dict(given[name])}
-    return base.override(**given)
+            given[name] = {**given[name], **{k: v for k, v in getattr(recipe, name).items() if k not in given[name]}}
+    for name in ("data_dir", "weights"):
+        if given.get(name) and given[name] != "imagenet" and "://" not in given[name]:
+            given[name] = os.path.abspath(given[name])
+    return recipe.override(**given)
+
+
+def _given(options: argparse.Namespace) -> dict:
+    fields = [f.name for f in dataclasses.fields(Recipe) if f.name not in _NOT_OPTIONS]
+    given = {name: getattr(options, name) for name in fields if hasattr(options, name)}
+    return {name: dict(value) if name in ("arguments", "multipliers") else value for name, value in given.items()}
 
 
 def _adapt_default(base: Recipe, given: Mapping) -> Recipe:
@@ -147,6 +168,8 @@ def check_names(recipe: Recipe) -> None:
     for name in ("batch_size", "iterations", "accumulation", "checkpoint_every", "keep_checkpoints"):
         if getattr(recipe, name) < 1:
             raise KerassegError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: expected at least 1")
-    for name in ("validate_every", "validation_images", "step_size"):
+    if not 0 <= recipe.seed < 2**32:
+        raise KerassegError(f"--seed {recipe.seed}: expected 0 to {2**32 - 1}")
+    for name in ("replicas", "validate_every", "validation_images", "step_size"):
         if getattr(recipe, name) is not None and getattr(recipe, name) < 1:
             raise KerassegError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: expected at least 1, or none")

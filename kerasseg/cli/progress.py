@@ -28,14 +28,17 @@ class Progress:
             always: Whether to write a line in a log even if the last one was just now.
         """
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, note=note)
+            self._bar.update(self._bar.task_ids[0], completed=done, note=note, rate=f"{self._speed(done):.2f} {self._unit}/s")
         elif always or done == self._total or time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + 10
             print(f"{self._title} {done}/{self._total} {note} {self._rate(done)}".rstrip(), flush=True)
 
-    def _rate(self, done: int) -> str:
+    def _speed(self, done: int) -> float:
         seconds = time.monotonic() - self._start
-        rate = (done - self._first) / seconds if seconds > 0 else 0
+        return (done - self._first) / seconds if seconds > 0 else 0.0
+
+    def _rate(self, done: int) -> str:
+        rate = self._speed(done)
         left = f", {(self._total - done) / rate:.0f} s left" if rate > 0 and done < self._total else ""
         return f"({rate:.2f} {self._unit}/s{left})"
 
@@ -58,9 +61,10 @@ def _rich_bar(title: str, total: int, done: int):
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
     )
-    bar.add_task(title, total=total, completed=done, note="")
+    bar.add_task(title, total=total, completed=done, note="", rate="")
     return bar

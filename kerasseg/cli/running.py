@@ -65,11 +65,11 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         return 2
     except OSError as error:
         # A disk that is full, a file where a folder should be: the user can mend it, too.
-        if "--debug" in arguments or error.filename is None:
+        if "--debug" in arguments:
             raise
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(f"error: {': '.join(str(part) for part in (error.strerror or error, error.filename) if part)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; train.py with the same --run-dir goes on from the last checkpoint", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     return 0

@@ -2,11 +2,11 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from kerasseg.cli.options import add_recipe_options, check_names, offered_arguments, resolve_recipe
+from kerasseg.cli.options import add_recipe_options, check_names, offered_arguments, resolve_recipe, with_options
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.errors import KerassegError
@@ -22,8 +22,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--recipe", default=None, help="recipe to start from")
     made.add_argument("--run-dir", default=None, help="run directory; one that exists is resumed (default: a new one under runs/)")
     made.add_argument("--init", default=None, help="run or model whose weights to start from, all that fit")
-    made.add_argument("--strategy", default="one", help="where to train: one device, or mirrored")
-    made.add_argument("--replicas", type=int, default=None, help="logical CPU devices for --strategy mirrored without a GPU")
     made.add_argument("--dry-run", action="store_true", help="check everything, show the recipe and the network, train nothing")
     add_recipe_options(made)
     return made
@@ -47,7 +45,7 @@ def run(arguments: Sequence[str]) -> None:
         _show(recipe)
         return
     record = record or Run(new_run_path(recipe.name))
-    _train(recipe, record, options)
+    _train(recipe, record, options.init)
 
 
 def _resumed_recipe(record: Run, options) -> Recipe:
@@ -55,51 +53,41 @@ def _resumed_recipe(record: Run, options) -> Recipe:
     recipe = Recipe.from_json(record.recipe())
     if options.recipe not in (None, recipe.name):
         raise KerassegError(f"{record.path} was begun with recipe {recipe.name}, received {options.recipe}: choose a new --run-dir")
-    base = argparse.Namespace(**{**vars(options), "recipe": None})
-    given = {name: value for name, value in vars(base).items() if name in recipe.to_json() and name != "name"}
-    for name in ("arguments", "multipliers"):
-        if name in given:
-            given[name] = {**getattr(recipe, name), **dict(given[name])}
-    return recipe.override(**given)
+    return with_options(recipe, options)
 
 
 def _show(recipe: Recipe) -> None:
-    from kerasseg.recipes.building import build_network, open_recipe_data
+    from kerasseg.training import check_recipe
 
-    data = open_recipe_data(recipe, recipe.split)
-    data[0]
-    model = build_network(recipe, data.labels.num_classes, initial_weights=False)
+    data, model = check_recipe(recipe)
     print(json.dumps(recipe.to_json(), indent=2))
     print(f"{model.name}: {model.count_params():,} parameters; {len(data)} images of {data.labels.num_classes} classes")
 
 
-def _train(recipe: Recipe, record: Run, options) -> None:
+def _train(recipe: Recipe, record: Run, init: str | None) -> None:
     from kerasseg.training import train_recipe
 
-    resumed = f", resumed after step {_last_step(record)}" if record.exists else ""
+    done = record.checkpoints().last_step() if record.exists else 0
+    resumed = f", resumed after step {done}" if record.exists else ""
     print(f"training {recipe.arch} on {recipe.data}, recipe {recipe.name}, in {record.path}{resumed}", flush=True)
-    with Progress("step", recipe.iterations, _last_step(record)) as progress:
+    with Progress("step", recipe.iterations, done) as progress:
 
         def report(values):
+            if "started_from" in values:
+                print(f"started from {values['started_from']}; new: {', '.join(values['new_layers']) or 'nothing'}", flush=True)
+                return
             note = f"loss {values['loss']:.4g}"
             if "mean_iou" in values:
                 note += f", validation mean IoU {100 * values['mean_iou']:.2f} %"
             progress.update(values["step"], note, always="mean_iou" in values)
 
-        train_recipe(
-            recipe,
-            record,
-            strategy=options.strategy,
-            replicas=options.replicas,
-            init=options.init,
-            report=report,
-        )
-    print(f"trained: {record.model_path}\nevaluate it: python evaluate.py {record.path}")
-
-
-def _last_step(record: Run) -> int:
-    index = Path(record.path) / "checkpoints" / "index.json"
-    return max((e["step"] for e in json.loads(index.read_text())), default=0) if index.is_file() else 0
+        try:
+            train_recipe(recipe, record, init=init, report=report)
+        except KeyboardInterrupt:
+            if record.exists:
+                print(f"\nto go on from the last checkpoint: python train.py --run-dir {shlex.quote(str(record.path))}")
+            raise
+    print(f"trained: {record.model_path}\nevaluate it: python evaluate.py {shlex.quote(str(record.path))}")
 
 
 def main() -> int:

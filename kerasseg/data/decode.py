@@ -57,7 +57,8 @@ def decode_label(path, labels: LabelTable) -> np.ndarray:
     """Reads a mask, whichever of the usual ways it was written in.
 
     Grey (8 or 16 bits), 1-bit and palette files hold indices, which go through `labels.file_to_label`; the colours of a palette
-    are not looked at. RGB and RGBA files hold the colours of `labels.palette`; alpha is not looked at.
+    are not looked at, unless all of them are classes and contradict the indices. RGB and RGBA files hold the colours of
+    `labels.palette`; alpha is not looked at.
 
     Args:
         path: A lossless file, usually PNG.
@@ -65,7 +66,7 @@ def decode_label(path, labels: LabelTable) -> np.ndarray:
     Returns:
         Shape `(H, W)`, int32, 0 to classes − 1, 255 = ignore.
     Raises:
-        KerassegError: If the file cannot be decoded, is a JPEG, or holds a colour or value that is no class.
+        KerassegError: If the file cannot be decoded, is a JPEG, holds a colour or value that is no class, or contradicts itself.
     """
     mask = _open(path)
     if mask.format not in _LOSSLESS:
@@ -78,7 +79,23 @@ def decode_label(path, labels: LabelTable) -> np.ndarray:
         raise KerassegError(
             f"mask {path} has mode {mask.mode}: expected indices (grey or palette) or colours (RGB); save it as an 8-bit PNG"
         )
-    return _from_indices(np.asarray(mask).astype(np.int64), path, labels)
+    label = _from_indices(np.asarray(mask).astype(np.int64), path, labels)
+    if mask.mode == "P" and not labels.file_to_label:
+        _check_palette(label, mask, path, labels)
+    return label
+
+
+def _check_palette(label: np.ndarray, mask: Image.Image, path, labels: LabelTable) -> None:
+    """Refuses a palette file whose colours are all classes, but other ones than its indices say (an editor sorts palettes)."""
+    numbers, meanings = _color_lookup(labels)
+    packed = _pack(np.asarray(mask.convert("RGB")))
+    position = np.minimum(np.searchsorted(numbers, packed), len(numbers) - 1)
+    if (numbers[position] == packed).all() and (meanings[position] != label).any():
+        count = int((meanings[position] != label).sum())
+        raise KerassegError(
+            f"mask {path} is a palette file whose colours and indices name different classes of '{labels.name}' ({count} pixels): "
+            "save it as RGB if the colours are right, as grey if the indices are"
+        )
 
 
 @lru_cache(maxsize=16)

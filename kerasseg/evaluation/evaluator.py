@@ -35,12 +35,14 @@ class Evaluation:
         labels: The data set's label table: `name` and `classes` are used.
         scores: What `kerasseg.metrics.scores` makes of the matrix.
         images: One score per image, in the order of the data.
+        inference: How the network was run.
     """
 
     matrix: np.ndarray
     labels: object
     scores: dict
     images: list[ImageScore]
+    inference: Inference = Inference()
 
     def table(self) -> str:
         """One line per class and one per score, all in percent; `-` for classes that do not occur."""
@@ -60,6 +62,7 @@ class Evaluation:
         """Everything as plain numbers, lists and strings; `None` for NaN, which JSON does not have."""
         return {
             "data": self.labels.name,
+            "inference": {"scales": list(self.inference.scales), "flip": self.inference.flip},
             "num_images": len(self.images),
             "num_pixels": int(self.matrix.sum()),
             **{name: _finite(self.scores[name]) for name in SCORES},
@@ -110,7 +113,7 @@ def evaluate(
         images.append(ImageScore(example.id, result["mean_iou"], result["pixel_accuracy"]))
         if progress:
             progress(index + 1, total)
-    return Evaluation(matrix, data.labels, scores(matrix), images)
+    return Evaluation(matrix, data.labels, scores(matrix), images, inference)
 
 
 def _image_matrix(model, example, labels, inference):

@@ -62,7 +62,8 @@ def predict(model, image, *, scales=(1.0,), flip: bool = False) -> np.ndarray:
 
     Args:
         model: Network from `(B, H, W, 3)` RGB 0–255 to logits `(B, H, W, C)`, or to a dict of which the first entry counts.
-        image: Array `(H, W, 3)`, RGB 0–255, integer or float; a PIL image; or the path of an image file.
+        image: Array `(H, W, 3)`, RGB 0–255, integer or float; a PIL image; or the path of an image file. Networks of more
+            channels (RGB-D) take arrays of as many, the colours first.
         scales: As in `Inference`.
         flip: As in `Inference`.
     Returns:
@@ -129,7 +130,7 @@ def _make_runner(model):
 
     @tf.function(
         input_signature=[
-            tf.TensorSpec((1, None, None, 3), tf.float32),
+            tf.TensorSpec((1, None, None, model.inputs[0].shape[-1]), tf.float32),
             tf.TensorSpec((2,), tf.int32),
             tf.TensorSpec((), tf.bool),
         ],
@@ -158,8 +159,8 @@ def _check_fits(model, image, inference):
         names = ", ".join(tensor.name for tensor in model.inputs)
         raise KerassegError(f"the network has {len(model.inputs)} inputs ({names}): expected one, an RGB image")
     expected = tuple(model.inputs[0].shape[1:])
-    if len(expected) != 3 or expected[2] not in (3, None):
-        raise KerassegError(f"the network takes input of shape {expected}: expected (height, width, 3), an RGB image")
+    if len(expected) != 3 or expected[2] not in (image.shape[2], None):
+        raise KerassegError(f"the network takes input of shape {expected}, received an image of shape {image.shape}")
     for scale in inference.scales:
         size = tuple(max(1, round(extent * scale)) for extent in image.shape[:2])
         if any(fixed not in (None, given) for fixed, given in zip(expected[:2], size, strict=True)):
@@ -178,12 +179,13 @@ def _image_array(image) -> np.ndarray:
     elif isinstance(image, PIL.Image.Image):
         image = image.convert("RGB")
     array = np.asarray(image)
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+    if array.ndim != 3 or array.shape[2] < 3 or 0 in array.shape:
         raise KerassegError(
             f"image has shape {array.shape}: expected (height, width, 3), one RGB image; of a grey one np.stack([grey] * 3, -1)"
         )
     if array.dtype.kind not in "uif":
         raise KerassegError(f"image has dtype {array.dtype}: expected uint8 or float32, RGB 0-255")
-    if not (array.min() >= 0 and array.max() <= 255):
-        raise KerassegError(f"image has values {array.min()} to {array.max()}: expected RGB 0-255, neither centred nor 16 bits")
+    colors = array[..., :3]
+    if not (colors.min() >= 0 and colors.max() <= 255):
+        raise KerassegError(f"image has values {colors.min()} to {colors.max()}: expected RGB 0-255, neither centred nor 16 bits")
     return array

@@ -1,18 +1,19 @@
 """Opening saved networks."""
 
-import importlib
 import zipfile
 from pathlib import Path
 
 import keras
 
+# Importing these rooms registers the classes that a .keras file names.
+from kerasseg import layers as layers
+from kerasseg import losses as losses
+from kerasseg import metrics as metrics
+from kerasseg import optimizers as optimizers
 from kerasseg.errors import KerassegError
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network
 from kerasseg.runs import Run
-
-# Importing them registers the classes that a .keras file names.
-_REGISTERING = ("layers", "losses", "metrics", "training.optimizers")
 
 
 def load_model(path) -> keras.Model:
@@ -28,7 +29,6 @@ def load_model(path) -> keras.Model:
     path = Path(path)
     if not path.exists():
         raise KerassegError(f"no model at '{path}': expected a .keras file or a run directory")
-    _register()
     if path.is_dir():
         return _open_run(Run(path))
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
@@ -43,11 +43,6 @@ def load_model(path) -> keras.Model:
         raise KerassegError(
             f"cannot open '{path}': {type(error).__name__}: {cause[:200]}; it is damaged, or uses layers that are not imported"
         ) from error
-
-
-def _register():
-    for room in _REGISTERING:
-        importlib.import_module(f"kerasseg.{room}")
 
 
 def _open_run(run: Run) -> keras.Model:

@@ -71,9 +71,9 @@ def _convert(model: keras.Model, shape) -> bytes:
     try:
         frozen = convert_variables_to_constants_v2(logits.get_concrete_function())
         return tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert()
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except Exception as error:  # The converter's own error derives from Exception itself.
         reason = str(error).strip().splitlines()[0]
-        raise KerassegError(f"{model.name} at {shape[1]}x{shape[2]} cannot be converted to TFLite: {reason}") from error
+        raise KerassegError(f"{model.name} at {shape[1]}x{shape[2]} cannot be converted to TFLite: {reason[:200]}") from error
 
 
 def _litert_runner(path: Path):
@@ -107,7 +107,7 @@ def _description(model, shape, labels: LabelTable | None, parity: Parity, size: 
     return {
         "network": model.name,
         "format": "tflite float32",
-        "input": {"shape": list(shape), "type": "float32", "range": [0, 255], "channels": "RGB", "preprocessing": "inside"},
+        "input": {"shape": list(shape), "type": "float32", "range": [0, 255], "preprocessing": "inside"},
         "output": {"shape": [1, *shape[1:3], model.output.shape[-1]], "type": "float32", "meaning": "logits"},
         "classes": list(labels.classes) if labels else None,
         "palette": [list(color) for color in labels.palette] if labels else None,

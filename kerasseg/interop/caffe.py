@@ -35,6 +35,8 @@ def load_caffe(
         KerassegError: If layers are unknown, missing or of another shape: all of them in one message. A file's kernel for an
             upsampling that is fixed here must be the bilinear one.
     """
+    if not isinstance(source, Mapping):
+        raise KerassegError(f"received {source!r}, expected a mapping of layer name → arrays; .caffemodel files are not read yet")
     aliases = _own_aliases(model) if aliases is None else aliases
     layers = {layer.name: layer for layer in model.layers}
     weights, problems, seen = {}, [], set()

@@ -64,6 +64,8 @@ class Recipe:
     batch_size: int = _is("images per forward pass, over all replicas", default=1)
     accumulation: int = _is("forward passes per optimiser step", default=1)
     seed: int = _is("seed of everything random", default=0)
+    strategy: str = _is("where to train: one (device), or mirrored (every GPU, or every logical CPU device)", default="one")
+    replicas: int | None = _is("logical devices to split a CPU into, for mirrored without a GPU", default=None)
     # Records
     checkpoint_every: int = _is("optimiser steps between checkpoints", default=1000)
     keep_checkpoints: int = _is("checkpoints kept beside the best", default=2)

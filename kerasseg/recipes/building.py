@@ -32,7 +32,15 @@ def build_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) 
         if not accepts(builder, name):
             known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
             raise KerassegError(f"{recipe.arch} has no argument '{name}': {did_you_mean(name, known)}")
-    return builder(num_classes, **arguments)
+    try:
+        model = builder(num_classes, **arguments)
+    except TypeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise KerassegError(f"{recipe.arch} cannot be built with {arguments}: {reason}") from error
+    if len(model.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in model.inputs)
+        raise KerassegError(f"{recipe.arch} with {arguments} has the inputs {names}: a recipe's data give one, an RGB image")
+    return model
 
 
 def open_recipe_data(recipe: Recipe, split: str | None) -> DataSet:

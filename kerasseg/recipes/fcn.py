@@ -22,7 +22,7 @@ def _voc(name: str, **values) -> Recipe:
         "seed": 1337,
         "checkpoint_every": 4000,
         "validate_every": 4000,
-        "command": f"python train.py --recipe {name} --data-dir VOC",
+        "command": f"python train.py --recipe {name} --data-dir VOC --run-dir runs/{name}",
     }
     return Recipe(name=name, **{**defaults, **values})
 
@@ -40,7 +40,7 @@ FCN16S_VOC = _voc(
     learning_rate=1e-12,
     paper=f"{_PAPER}, Table 3",
     expected="mean IoU 65.0 on seg11valid",
-    command="python train.py --recipe fcn16s_voc --data-dir VOC --init runs/fcn32s_voc",
+    command="python train.py --recipe fcn16s_voc --data-dir VOC --run-dir runs/fcn16s_voc --init runs/fcn32s_voc",
 )
 FCN8S_VOC = _voc(
     "fcn8s_voc",
@@ -48,7 +48,7 @@ FCN8S_VOC = _voc(
     learning_rate=1e-14,
     paper=f"{_PAPER}, Table 3",
     expected="mean IoU 65.5 on seg11valid",
-    command="python train.py --recipe fcn8s_voc --data-dir VOC --init runs/fcn16s_voc",
+    command="python train.py --recipe fcn8s_voc --data-dir VOC --run-dir runs/fcn8s_voc --init runs/fcn16s_voc",
 )
 FCN8S_ATONCE_VOC = _voc(
     "fcn8s_atonce_voc",
@@ -68,5 +68,5 @@ FCN_ALEXNET_VOC = _voc(
     multipliers={r"score_fr.*/bias": (2.0, 0.0)},
     paper=f"{_PAPER}, Table 1 and §4.4",
     expected="mean IoU 48.0 on seg11valid",
-    command="python train.py --recipe fcn_alexnet_voc --data-dir VOC --weights caffenet.weights.h5",
+    command="python train.py --recipe fcn_alexnet_voc --data-dir VOC --run-dir runs/fcn_alexnet_voc --weights caffenet.weights.h5",
 )

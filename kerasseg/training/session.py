@@ -1,7 +1,7 @@
 """A whole training run by a recipe, in a run directory, from the start or from where it stopped."""
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from kerasseg.runs import Checkpoints, Run
 from kerasseg.tables import did_you_mean
 from kerasseg.training.optimizers import make_optimizer
 from kerasseg.training.strategies import make_strategy
-from kerasseg.training.trainer import Trainer
+from kerasseg.training.trainer import Step, Trainer
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
@@ -30,8 +30,6 @@ def train_recipe(
     recipe: Recipe,
     run: Run,
     *,
-    strategy: str = "one",
-    replicas: int | None = None,
     init: str | Path | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> keras.Model:
@@ -41,29 +39,28 @@ def train_recipe(
 
     Args:
         recipe: The recipe.
-        run: Where it is recorded; a run that was begun is resumed.
-        strategy: Key of `STRATEGIES`.
-        replicas: Logical CPU devices to train on, where there is no GPU.
-        init: Run or model whose weights to start from, all that fit; score layers of other class counts stay new.
-        report: Called with each record of the log: `step`, `loss`, `learning_rate`, and scores after a validation.
+        run: Where it is recorded; a run that was begun is resumed, and its record keeps what the recipe changes.
+        init: Run or model whose weights a new run starts from, all that fit; layers of other shapes stay new.
+        report: Called with each record of the log: `step`, `loss`, `learning_rate`, and scores after a validation; and once,
+            with `started_from` and `new_layers`, after `init`.
     Returns:
         The trained network, in float32: the best of the validations where there were any, else the last.
     Raises:
         KerassegError: If the recipe, its data, or the run directory does not allow it.
     """
+    report = report or (lambda record: None)
     data = open_recipe_data(recipe, recipe.split)
     validation = open_recipe_data(recipe, recipe.validation_split) if recipe.validate_every else None
     _check(recipe, init, run)
-    scope = make_strategy(strategy, replicas=replicas)
-    replicas = scope.num_replicas_in_sync
-    if recipe.batch_size % replicas:
-        raise KerassegError(f"batch_size={recipe.batch_size} cannot be shared by {replicas} replicas: make it a multiple")
-    trainer = _make_trainer(recipe, data.labels.num_classes, scope, init)
+    trainer = _make_trainer(recipe, data.labels.num_classes, initial=not run.exists)
     checkpoints = run.checkpoints(recipe.keep_checkpoints)
     if run.exists:
-        _resume(run, trainer, checkpoints)
-    try:
-        steps = trainer.train(partial(_feed, recipe, data), recipe.iterations)
+        _resume(recipe, run, trainer, checkpoints)
+    elif init:
+        report({"started_from": str(init), "new_layers": _start_from(init, trainer.model)})
+    # Closed in any case: the data set's threads shall end now, and not when Python is half gone.
+    steps = trainer.train(partial(_feed, recipe, data), recipe.iterations)
+    with closing(steps), _mistakes_in_the_data():
         # Done before anything is written: what is wrong with the images or their sizes shows here.
         first = next(steps, None)
         if not run.exists:
@@ -72,23 +69,46 @@ def train_recipe(
             run.begin(recipe.to_json(), data.labels)
         with tf.summary.create_file_writer(str(run.tensorboard_path)).as_default():
             for step in chain([first] if first else [], steps):
-                record = {"step": step.step, "loss": step.loss, "learning_rate": step.learning_rate}
-                last = step.step == recipe.iterations
-                if validation and (last or step.step % recipe.validate_every == 0):
-                    record |= _validate(recipe, trainer.model, validation)
-                _record(run, record)
-                if report:
-                    report(record)
-                if last or step.step % recipe.checkpoint_every == 0 or "mean_iou" in record:
-                    checkpoints.save(step.step, trainer.state(), record.get("mean_iou"))
-    except tf.errors.OpError as error:
-        raise unwrap_error(error) or error from error
+                _after_step(recipe, run, trainer, checkpoints, validation, step, report)
     return _finish(recipe, run, trainer, checkpoints)
 
 
+def check_recipe(recipe: Recipe) -> tuple[DataSet, keras.Model]:
+    """Makes everything that a recipe names and trains nothing.
+
+    Args:
+        recipe: The recipe.
+    Returns:
+        Its training data, the first image decoded, and its network.
+    Raises:
+        KerassegError: If something in it is unknown, missing or does not fit.
+    """
+    data = open_recipe_data(recipe, recipe.split)
+    with _mistakes_in_the_data():
+        next(iter(_feed(recipe, data, 0, 1)))
+    if recipe.validate_every:
+        open_recipe_data(recipe, recipe.validation_split)
+    _check_precision(recipe)
+    return data, _make_trainer(recipe, data.labels.num_classes, initial=False).model
+
+
+def _after_step(recipe: Recipe, run: Run, trainer: Trainer, checkpoints: Checkpoints, validation, step: Step, report) -> None:
+    """Validates, records, reports and saves, where it is time to."""
+    record = {"step": step.step, "loss": step.loss, "learning_rate": step.learning_rate}
+    last = step.step == recipe.iterations
+    if validation is not None and (last or step.step % recipe.validate_every == 0):
+        record |= _validate(recipe, trainer.model, validation)
+    run.log(record)
+    for name, value in record.items():
+        if name != "step":
+            tf.summary.scalar(name, value, step=step.step)
+    report(record)
+    if last or step.step % recipe.checkpoint_every == 0 or "mean_iou" in record:
+        checkpoints.save(step.step, trainer.state(), record.get("mean_iou"))
+
+
 def _check(recipe: Recipe, init, run: Run) -> None:
-    if recipe.precision not in PRECISIONS:
-        raise KerassegError(f"precision='{recipe.precision}': expected one of {', '.join(PRECISIONS)}")
+    _check_precision(recipe)
     if recipe.starts_from and not init and not run.exists:
         raise KerassegError(f"recipe {recipe.name} starts from a trained {recipe.starts_from}: pass --init with its run directory")
     if run.exists:
@@ -102,6 +122,20 @@ def _check(recipe: Recipe, init, run: Run) -> None:
                 )
 
 
+def _check_precision(recipe: Recipe) -> None:
+    if recipe.precision not in PRECISIONS:
+        raise KerassegError(f"precision='{recipe.precision}': expected one of {', '.join(PRECISIONS)}")
+
+
+@contextmanager
+def _mistakes_in_the_data():
+    """Finds a mistake in the user's files behind what TensorFlow makes of it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise unwrap_error(error) or error from error
+
+
 @contextmanager
 def _precision(recipe: Recipe):
     before = keras.config.dtype_policy()
@@ -112,18 +146,26 @@ def _precision(recipe: Recipe):
         keras.config.set_dtype_policy(before)
 
 
-def _make_trainer(recipe: Recipe, num_classes: int, scope, init) -> Trainer:
+def _make_trainer(recipe: Recipe, num_classes: int, *, initial: bool) -> Trainer:
+    """Builds network, optimizer and loss under the strategy; `initial` says whether to load the recipe's first weights."""
+    strategy = make_strategy(recipe.strategy, replicas=recipe.replicas)
+    replicas = strategy.num_replicas_in_sync
+    if recipe.batch_size % replicas:
+        raise KerassegError(f"batch_size={recipe.batch_size} cannot be shared by {replicas} replicas: make it a multiple")
     keras.utils.set_random_seed(recipe.seed)
-    source = load_model(init) if init else None
-    with scope.scope(), _precision(recipe):
-        model = build_network(recipe, num_classes)
+    with strategy.scope(), _precision(recipe):
+        model = build_network(recipe, num_classes, initial_weights=initial)
         optimizer = make_optimizer(recipe)
-    if source is not None:
-        kept = transplant(source, model)
-        if len(kept) == sum(1 for layer in model.layers if layer.weights):
-            raise KerassegError(f"--init {init}: no layer of {source.name} has the name and shape of one of {model.name}")
-    loss = _make_loss(recipe)
-    return Trainer(model, optimizer=optimizer, loss=loss, strategy=scope, accumulation=recipe.accumulation)
+    return Trainer(model, optimizer=optimizer, loss=_make_loss(recipe), strategy=strategy, accumulation=recipe.accumulation)
+
+
+def _start_from(init, model: keras.Model) -> list[str]:
+    """Copies all weights that fit and names the layers that keep their own."""
+    source = load_model(init)
+    new = transplant(source, model)
+    if len(new) == sum(1 for layer in model.layers if layer.weights):
+        raise KerassegError(f"--init {init}: no layer of {source.name} has the name and shape of one of {model.name}")
+    return new
 
 
 def _make_loss(recipe: Recipe):
@@ -135,11 +177,16 @@ def _make_loss(recipe: Recipe):
     return LOSSES[recipe.loss](**arguments)
 
 
-def _resume(run: Run, trainer: Trainer, checkpoints: Checkpoints) -> None:
+def _resume(recipe: Recipe, run: Run, trainer: Trainer, checkpoints: Checkpoints) -> None:
     state = checkpoints.last()
     if state is not None:
         trainer.restore(state[1])
     run.rewind_log(trainer.step)
+    if recipe.to_json() != run.recipe():
+        run.update(recipe.to_json())
+    if trainer.step < recipe.iterations:
+        # Until the run is finished again, its checkpoints are what counts.
+        run.model_path.unlink(missing_ok=True)
 
 
 def _feed(recipe: Recipe, data: DataSet, start: int, slices: int):
@@ -158,13 +205,6 @@ def _feed(recipe: Recipe, data: DataSet, start: int, slices: int):
 
 def _validate(recipe: Recipe, model, data: DataSet) -> dict[str, float]:
     return evaluate(model, data, Inference(scales=(recipe.image_scale,)), limit=recipe.validation_images).summary()
-
-
-def _record(run: Run, record: Mapping[str, Any]) -> None:
-    run.log(record)
-    for name, value in record.items():
-        if name != "step":
-            tf.summary.scalar(name, value, step=record["step"])
 
 
 def _finish(recipe: Recipe, run: Run, trainer: Trainer, checkpoints: Checkpoints) -> keras.Model:

@@ -87,7 +87,10 @@ class Trainer:
         batches = self._distribute(feed, first * self.accumulation)
         for number in range(first + 1, iterations + 1):
             rate = float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
-            loss = float(self._one_step(batches))
+            try:
+                loss = float(self._one_step(batches))
+            except StopIteration:
+                raise KerassegError(f"the feed ended before step {number} of {iterations}: let it repeat") from None
             if not np.isfinite(loss):
                 raise KerassegError(f"the loss became {loss} at step {number}: lower --learning-rate (now {rate:g})")
             yield Step(number, loss, rate)
