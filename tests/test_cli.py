@@ -184,6 +184,20 @@ def test_a_resumed_run_records_what_changed_and_drops_the_model_that_is_no_longe
     assert not (tmp_path / "six/model.keras").exists() and kerasseg.load_model(tmp_path / "six").name == "fcn8s"
 
 
+def test_the_model_kept_is_the_best_or_the_last(tmp_path, monkeypatch):
+    from kerasseg.training import session
+
+    scores = iter([0.9, 0.1] * 2)
+    monkeypatch.setattr(session, "_validate", lambda *arguments: {"mean_iou": next(scores)})
+    options = (*TINY, "--crop-size", "32x32", "--validate-every", "1", "--run-dir")
+    for name, step, flag in (("best", 1, "--keep-best"), ("last", 2, "--no-keep-best")):
+        assert run(train, *options, tmp_path / name, flag) == 0
+        with np.load(tmp_path / name / f"checkpoints/step-{step:08d}.npz") as arrays:
+            expected = [value for key, value in arrays.items() if key.startswith("model/") and "seed" not in key]
+        for received, value in zip(kerasseg.load_model(tmp_path / name).get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(received, value)
+
+
 def test_options_come_before_the_recipe_and_paths_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["--recipe", "fcn32s_voc", "--multipliers", "(conv|fc).*=0,0", "--data-dir", "my", "--weights", "a.keras"]

@@ -71,6 +71,7 @@ class Recipe:
     keep_checkpoints: int = _is("checkpoints kept beside the best", default=2)
     validate_every: int | None = _is("optimiser steps between validations (default: never)", default=None)
     validation_images: int | None = _is("images of each validation (default: all)", default=None)
+    keep_best: bool = _is("whether the trained model is the best of the validations, or else the last step", default=True)
     # What it reproduces
     paper: str | None = _is("paper and table", default=None)
     expected: str | None = _is("published result and where", default=None)

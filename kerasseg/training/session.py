@@ -44,7 +44,7 @@ def train_recipe(
         report: Called with each record of the log: `step`, `loss`, `learning_rate`, and scores after a validation; and once,
             with `started_from` and `new_layers`, after `init`.
     Returns:
-        The trained network, in float32: the best of the validations where there were any, else the last.
+        The trained network, in float32: the best of the validations, or the last step where there were none or the recipe says so.
     Raises:
         KerassegError: If the recipe, its data, or the run directory does not allow it.
     """
@@ -208,7 +208,7 @@ def _validate(recipe: Recipe, model, data: DataSet) -> dict[str, float]:
 
 
 def _finish(recipe: Recipe, run: Run, trainer: Trainer, checkpoints: Checkpoints) -> keras.Model:
-    best = checkpoints.best() if recipe.validate_every else None
+    best = checkpoints.best() if recipe.validate_every and recipe.keep_best else None
     if best is not None:
         trainer.restore(best[1])
     model = trainer.model
