@@ -13,10 +13,10 @@ SHAPES = Recipe(
     optimizer="adam",
     learning_rate=1e-3,
     schedule="poly",
-    iterations=400,
+    iterations=600,
     batch_size=8,
-    checkpoint_every=100,
-    validate_every=100,
+    checkpoint_every=150,
+    validate_every=150,
     validation_images=32,
     command="python train.py --arch fcn8s",
 )
