@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 from kerasseg.evaluation.inference import Inference, predict_with_classes
-from kerasseg.metrics import count_pixels
+from kerasseg.metrics import confusion_matrix
 from kerasseg.models import MODELS
 
 
@@ -23,7 +23,7 @@ def main(rounds: int = 30) -> None:
         start = time.perf_counter()
         prediction, num_classes = predict_with_classes(model, image, Inference())
         if with_metric:
-            count_pixels(label, prediction, num_classes)[0].numpy()
+            confusion_matrix(label, prediction.numpy(), num_classes)
         else:
             prediction.numpy()
         return time.perf_counter() - start

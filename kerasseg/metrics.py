@@ -28,6 +28,9 @@ def confusion_matrix(label, prediction, num_classes: int, ignore_label: int = 25
     label, prediction = np.asarray(label), np.asarray(prediction)
     if label.shape != prediction.shape:
         raise KerassegError(f"label has shape {label.shape} and prediction {prediction.shape}: expected the same")
+    matrix = _count_at_once(label, prediction, num_classes, ignore_label)
+    if matrix is not None:
+        return matrix
     counted = label != ignore_label
     # int64 first: uint8 label · C would wrap.
     label, prediction = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
@@ -36,6 +39,18 @@ def confusion_matrix(label, prediction, num_classes: int, ignore_label: int = 25
         if wrong.size:
             raise KerassegError(_out_of_range(f"{what} {wrong[0]} ({wrong.size} pixels)", num_classes, ignore_label))
     return np.bincount(label * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _count_at_once(label, prediction, num_classes: int, ignore_label: int):
+    """The matrix without a mask for the ignored pixels, which get a row of their own; `None` where anything is out of range."""
+    rows = max(ignore_label, num_classes - 1) + 1
+    if not label.size or ignore_label < num_classes or rows > 256 or min(label.min(), prediction.min()) < 0:
+        return None
+    if label.max() >= rows or prediction.max() >= num_classes:
+        return None
+    index = label.astype(np.intp) * num_classes + prediction
+    counts = np.bincount(index.ravel(), minlength=rows * num_classes).reshape(rows, num_classes)
+    return None if counts[num_classes:ignore_label].any() else counts[:num_classes].copy()
 
 
 def _out_of_range(what, num_classes, ignore_label):

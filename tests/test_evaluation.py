@@ -293,7 +293,7 @@ def test_what_cannot_be_evaluated_is_refused():
         evaluate(model, changed(label=None))
     with pytest.raises(KerassegError, match=r"label of 'image-1' is \(2, 2\), its image \(7, 8\)"):
         evaluate(model, changed(label=np.zeros((2, 2), np.int32)))
-    with pytest.raises(KerassegError, match="label of 'image-1' has 56 pixels out of range: expected 0 to 2"):
+    with pytest.raises(KerassegError, match="image 'image-1': label 3 \\(56 pixels\\) is out of range: expected 0 to 2"):
         evaluate(model, changed(label=np.full((7, 8), 3, np.int32)))
     with pytest.raises(KerassegError, match="data set 'three' has no images"):
         evaluate(model, Data(0))

@@ -8,7 +8,7 @@ import numpy as np
 
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.inference import Inference, predict_with_classes
-from kerasseg.metrics import SCORES, count_pixels, scores
+from kerasseg.metrics import SCORES, confusion_matrix, scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +130,10 @@ def _image_matrix(model, example, labels, inference):
             f"the network has {num_classes} classes, data set '{labels.name}' has {labels.num_classes}: expected as many; "
             "evaluate on the data it was trained for, or start a training from it with --init"
         )
-    counts, rejected = count_pixels(example.label, prediction, num_classes)
-    if rejected > 0:
-        raise KerassegError(
-            f"label of '{example.id}' has {int(rejected)} pixels out of range: expected 0 to {num_classes - 1}, or 255 to ignore"
-        )
-    return counts.numpy()
+    try:
+        return confusion_matrix(example.label, prediction.numpy(), num_classes)
+    except KerassegError as error:
+        raise KerassegError(f"image '{example.id}': {error}") from error
 
 
 def _percent(value):
