@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -216,3 +221,34 @@ def test_fit_and_evaluate():
     )
     assert len(history.history["val_loss"]) == 2
     assert np.isfinite(model.evaluate(evaluation_batches(data, 4), verbose=0))
+
+
+_ENDS_EARLY = """
+import sys, time
+from kerasseg.data import open_data, training_batches
+
+class Slow:
+    shapes = open_data("shapes", length=64)
+    labels, mean, ids = shapes.labels, shapes.mean, shapes.ids
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return self.shapes[index]
+
+class Cycle:
+    pass
+
+cycle = Cycle()
+cycle.own, cycle.batches = cycle, iter(training_batches(Slow(), 8))
+next(cycle.batches)
+del cycle
+sys.exit(3)
+"""
+
+
+def test_a_program_that_ends_with_an_iterator_alive_does_not_hang():
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    ended = subprocess.run([sys.executable, "-c", _ENDS_EARLY], env=environment, timeout=120, capture_output=True, text=True)
+    assert ended.returncode == 3, ended.stderr
