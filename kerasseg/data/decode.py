@@ -87,11 +87,9 @@ def decode_label(path, labels: LabelTable) -> np.ndarray:
 
 def _check_palette(label: np.ndarray, mask: Image.Image, path, labels: LabelTable) -> None:
     """Refuses a palette file whose colours are all classes, but other ones than its indices say (an editor sorts palettes)."""
-    numbers, meanings = _color_lookup(labels)
-    packed = _pack(np.asarray(mask.convert("RGB")))
-    position = np.minimum(np.searchsorted(numbers, packed), len(numbers) - 1)
-    if (numbers[position] == packed).all() and (meanings[position] != label).any():
-        count = int((meanings[position] != label).sum())
+    meaning, unknown = _meanings(_pack(np.asarray(mask.convert("RGB"))), labels)
+    count = int((meaning != label).sum())
+    if count and not unknown.any():
         raise KerassegError(
             f"mask {path} is a palette file whose colours and indices name different classes of '{labels.name}' ({count} pixels): "
             "save it as RGB if the colours are right, as grey if the indices are"
@@ -147,11 +145,16 @@ def _pack(colors: np.ndarray) -> np.ndarray:
     return colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]
 
 
-def _from_colors(colors: np.ndarray, path, labels: LabelTable) -> np.ndarray:
+def _meanings(packed: np.ndarray, labels: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    """The label of each colour, and where a colour is none of the table's, so that its label means nothing."""
     numbers, meanings = _color_lookup(labels)
-    packed = _pack(colors)
     position = np.minimum(np.searchsorted(numbers, packed), len(numbers) - 1)
-    bad = numbers[position] != packed
+    return meanings[position], numbers[position] != packed
+
+
+def _from_colors(colors: np.ndarray, path, labels: LabelTable) -> np.ndarray:
+    packed = _pack(colors)
+    label, bad = _meanings(packed, labels)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         color = tuple(int(channel) for channel in colors[row, column])
@@ -161,4 +164,4 @@ def _from_colors(colors: np.ndarray, path, labels: LabelTable) -> np.ndarray:
             f"'{labels.name}' has it; give the colours of the classes in its label table (classes.txt: `name r g b`) or save "
             "the mask as an index PNG"
         )
-    return meanings[position]
+    return label
