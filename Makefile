@@ -45,6 +45,9 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/metric_overhead.py
 	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/dilated_stack.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/accumulation_memory.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -12,6 +12,8 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import tensorflow as tf
+
 from kerasseg.data import training_batches
 from kerasseg.losses import SegmentationCrossEntropy
 from kerasseg.models import MODELS
@@ -21,13 +23,17 @@ from kerasseg.training import CaffeSGD, Trainer
 
 
 class TimedFeed:
-    """A feed that records how long each `next` kept the loop waiting."""
+    """A feed that records how long the loop waited for each batch."""
 
     def __init__(self, feed):
         self.feed, self.waits = feed, []
 
-    def __call__(self, start: int, slices: int):
-        batches = iter(self.feed(start, slices))
+    def __call__(self, start: int, share) -> tf.data.Dataset:
+        data = self.feed(start, share)
+        return tf.data.Dataset.from_generator(lambda: self._timed(data), output_signature=data.element_spec)
+
+    def _timed(self, data):
+        batches = iter(data)
         while True:
             before = time.perf_counter()
             batch = next(batches)
@@ -57,7 +63,7 @@ def main(steps: int = 40, warm_up: int = 8) -> None:
 
     model = MODELS["fcn8s"](data.labels.num_classes, width_multiplier=0.25, padding="same", preprocessing="torch")
     trainer = Trainer(model, optimizer=CaffeSGD(1e-3), loss=SegmentationCrossEntropy())
-    feed = TimedFeed(lambda start, slices: make(start=start, slices=slices))
+    feed = TimedFeed(lambda start, share: make(start=start, share=share))
     times, before = [], time.perf_counter()
     for _ in trainer.train(feed, warm_up + steps):
         now = time.perf_counter()

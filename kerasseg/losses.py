@@ -5,6 +5,7 @@ replicas and micro-batches, takes their `totals` instead.
 """
 
 import math
+from fractions import Fraction
 
 import keras
 import tensorflow as tf
@@ -14,7 +15,7 @@ from kerasseg.errors import KerassegError
 NORMALIZATIONS = ("valid", "sum")
 
 
-def subsample_label(label, height: int | None, width: int | None):
+def subsample_label(label, height: int | None, width: int | None, offset: int = 0):
     """Takes the label's pixels that lie exactly under the pixels of smaller logits.
 
     The grids share their corner pixels, as they do in the networks that train on scores at their own stride: the step is
@@ -24,6 +25,8 @@ def subsample_label(label, height: int | None, width: int | None):
         label: Shape `(B, H, W)`, integer.
         height: Rows h of the logits, h ≤ H; a scalar tensor where it is not known while tracing.
         width: Columns w of the logits, w ≤ W; likewise.
+        offset: Rows and columns cut off at the top and left before, so that H and W above are smaller by it. DeepLab v1's net
+            with the 4×4 kernel trains on `label[1::8]`: 306 pixels, cut to 305, meet its 39 scores at steps of 8.
     Returns:
         Shape `(B, h, w)`, the label's dtype; the label itself where the sizes agree.
     Raises:
@@ -34,6 +37,8 @@ def subsample_label(label, height: int | None, width: int | None):
     """
     if label.shape.rank != 3:
         raise KerassegError(f"label has shape {label.shape}: expected (B, H, W), class numbers without a channel axis")
+    if offset:
+        label = label[:, offset:, offset:]
     if tuple(label.shape[1:]) == (height, width):
         return label
     steps = [_step(label, axis, size) for axis, size in ((1, height), (2, width))]
@@ -60,18 +65,23 @@ def _step(label, axis, size):
 
 
 class _PixelLoss(keras.losses.Loss):
-    """What the losses share: ignored pixels, class weights, normalisation, the check of the labels."""
+    """What the losses share: ignored pixels, class weights, hard pixels, normalisation, the check of the labels."""
 
-    def __init__(self, normalization, ignore_label, class_weights, name):
+    def __init__(self, normalization, ignore_label, class_weights, hard_pixel_share, label_offset, name):
         if normalization not in NORMALIZATIONS:
             raise KerassegError(f"unknown normalization '{normalization}': known: {', '.join(NORMALIZATIONS)}")
         if class_weights is not None and not all(weight >= 0 and math.isfinite(weight) for weight in class_weights):
             raise KerassegError(f"class_weights {tuple(class_weights)}: expected finite numbers that are not negative")
+        if not 1e-6 <= hard_pixel_share <= 1:
+            raise KerassegError(f"hard_pixel_share={hard_pixel_share}: expected 0.000001 to 1, e.g. 0.25; 1 counts every pixel")
+        if not isinstance(label_offset, int) or label_offset < 0:
+            raise KerassegError(f"label_offset={label_offset}: expected a whole number of pixels, 0 or more")
         # Keras' mean (over all pixels) and not its sum, because only of a mean does it know that replicas must share it.
         super().__init__(name=name, reduction="sum" if normalization == "sum" else "sum_over_batch_size", dtype="float32")
         self.normalization = normalization
         self.ignore_label = ignore_label
         self.class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
+        self.hard_pixel_share, self.label_offset = float(hard_pixel_share), label_offset
 
     @property
     def normalized(self) -> bool:
@@ -88,28 +98,31 @@ class _PixelLoss(keras.losses.Loss):
             label: Shape `(B, H, W)`, integer.
             logits: Shape `(B, h, w, C)`; a label that is larger is subsampled by `subsample_label`.
         Returns:
-            Two float32 scalars: the summed loss of the valid pixels, and the number of valid pixels or the sum of their class
-            weights (1 where `normalized` is false).
+            Two float32 scalars: the summed loss of the valid pixels (of the hard ones among them), and their number or the sum of
+            their class weights (1 where `normalized` is false).
         """
         losses, weights = self._pixels(label, logits)
         return tf.reduce_sum(losses), tf.reduce_sum(weights) if self.normalized else tf.ones((), tf.float32)
 
-    def weight(self, label):
-        """The second of `totals`, from a label of the logits' size alone: what a step of several passes has to know first.
+    def weight(self, label, size=None):
+        """The second of `totals`, from a label alone: what a step of several passes has to know first.
 
         Args:
             label: Shape `(B, H, W)`, integer.
+            size: `(h, w)` of the logits, for which the label is subsampled first; `None` if it has their size.
         Returns:
-            Float32 scalar: the number of valid pixels or the sum of their class weights; 1 where `normalized` is false.
+            Float32 scalar: the number of valid pixels or the sum of their class weights, the number of hard pixels where only
+            those count; 1 where `normalized` is false.
         """
         if not self.normalized:
             return tf.ones((), tf.float32)
-        label = tf.cast(label, tf.int32)
-        valid = tf.not_equal(label, self.ignore_label)
-        if self.class_weights is None:
-            return tf.reduce_sum(tf.cast(valid, tf.float32))
-        weights = tf.gather(tf.constant(self.class_weights, tf.float32), tf.where(valid, label, 0))
-        return tf.reduce_sum(tf.where(valid, weights, 0.0))
+        label = tf.cast(tf.convert_to_tensor(label), tf.int32)
+        if size is not None:
+            label = subsample_label(label, *size, self.label_offset)
+        weights = self._class_weights(label, tf.not_equal(label, self.ignore_label))
+        if self.hard_pixel_share < 1:
+            return tf.cast(tf.reduce_sum(self._hard_count(weights > 0)), tf.float32)
+        return tf.reduce_sum(weights)
 
     def call(self, y_true, y_pred):
         """The map of pixel losses whose reduction by Keras is this loss."""
@@ -124,16 +137,18 @@ class _PixelLoss(keras.losses.Loss):
             "normalization": self.normalization,
             "ignore_label": self.ignore_label,
             "class_weights": self.class_weights,
+            "hard_pixel_share": self.hard_pixel_share,
+            "label_offset": self.label_offset,
             "name": self.name,
         }
 
     def _pixels(self, label, logits):
-        """Weighted losses and weights, both (B, h, w) float32 and 0 where the pixel is ignored."""
+        """Weighted losses and weights, both (B, h, w) float32 and 0 where the pixel does not count."""
         logits = tf.cast(logits, tf.float32)
         num_classes = self._num_classes(logits)
         label = tf.cast(tf.convert_to_tensor(label), tf.int32)
         height, width = (logits.shape[axis] or tf.shape(logits)[axis] for axis in (1, 2))
-        label = subsample_label(label, height, width)
+        label = subsample_label(label, height, width, self.label_offset)
         ignored = tf.equal(label, self.ignore_label)
         inside = tf.logical_and(label >= 0, label < num_classes)
         valid = tf.logical_and(inside, tf.logical_not(ignored))
@@ -141,12 +156,27 @@ class _PixelLoss(keras.losses.Loss):
         checked = _check_labels(label, wrong, num_classes, self.ignore_label)
         with tf.control_dependencies(checked):
             safe_label = tf.where(valid, label, 0)
-        weights = tf.ones_like(safe_label, tf.float32)
-        if self.class_weights is not None:
-            weights = tf.gather(tf.constant(self.class_weights, tf.float32), safe_label)
         # XLA drops assertions: there a wrong label makes the loss and its gradient NaN instead of training something.
-        weights = tf.where(wrong, math.nan, tf.where(valid, weights, 0.0))
-        return self._log_loss(safe_label, logits) * weights, weights
+        weights = tf.where(wrong, math.nan, self._class_weights(safe_label, valid))
+        losses = self._log_loss(safe_label, logits) * weights
+        if self.hard_pixel_share == 1:
+            return losses, weights
+        # What is not a number counts in any case, and so shows.
+        hard = tf.logical_or(_largest(losses, weights > 0, self._hard_count(weights > 0)), tf.math.is_nan(losses))
+        return tf.where(hard, losses, 0.0), tf.cast(hard, tf.float32)
+
+    def _class_weights(self, label, valid):
+        """The weight of every pixel's class, 0 where it is not valid."""
+        if self.class_weights is None:
+            return tf.cast(valid, tf.float32)
+        weights = tf.gather(tf.constant(self.class_weights, tf.float32), tf.where(valid, label, 0))
+        return tf.where(valid, weights, 0.0)
+
+    def _hard_count(self, counting):
+        """⌈share · number of counting pixels⌉ of each image, shape (B,) int64: whole numbers, for 0.07 · 100 is not 7 in floats."""
+        share = Fraction(self.hard_pixel_share).limit_denominator(10**6)
+        count = tf.reduce_sum(tf.cast(counting, tf.int64), axis=[1, 2])
+        return -(-count * share.numerator // share.denominator)
 
     def _num_classes(self, logits):
         if logits.shape.rank != 4 or logits.shape[-1] is None:
@@ -158,6 +188,19 @@ class _PixelLoss(keras.losses.Loss):
 
     def _log_loss(self, label, logits):
         raise NotImplementedError
+
+
+def _largest(losses, counting, count):
+    """Marks the `count` largest of each image's counting losses; of equal ones the first in reading order."""
+    losses = tf.where(counting, tf.stop_gradient(losses), -math.inf)
+    losses = tf.where(tf.math.is_nan(losses), math.inf, losses)
+    flat = tf.reshape(losses, [tf.shape(losses)[0], -1])
+    last = tf.cast(tf.maximum(count - 1, 0), tf.int32)[:, None]
+    threshold = tf.gather(tf.sort(flat, direction="DESCENDING"), last, batch_dims=1)
+    above, level = flat > threshold, tf.equal(flat, threshold)
+    left = count[:, None] - tf.reduce_sum(tf.cast(above, tf.int64), axis=1, keepdims=True)
+    chosen = tf.logical_or(above, tf.logical_and(level, tf.cumsum(tf.cast(level, tf.int64), axis=1) <= left))
+    return tf.reshape(chosen, tf.shape(losses))
 
 
 def _check_labels(label, wrong, num_classes, ignore_label):
@@ -182,18 +225,32 @@ class SegmentationCrossEntropy(_PixelLoss):
             rates are about 1e-10.
         ignore_label: Value of the pixels that count nothing.
         class_weights: One weight per class, not negative; `None` weighs all alike.
+        hard_pixel_share: Below 1: online hard example mining. Of each image's n valid pixels whose class weighs more than 0, only
+            the ⌈share · n⌉ with the largest weighted loss count, of equal ones the first in reading order; `"valid"` then divides
+            by their number, class weights or not, since it must be known from the labels alone.
+        label_offset: Rows and columns of the label cut off before it is subsampled; 1 for DeepLab v1's 4×4 net. See
+            `subsample_label`.
         name: Keras' name of the loss.
     Raises:
         KerassegError: At construction for an unknown normalization or a bad weight; when called, if a label is neither a class
             nor `ignore_label` (in a graph `tf.errors.InvalidArgumentError`; under XLA, which drops assertions, NaN).
     Reference:
-        Shelhamer et al. 2017, arXiv:1605.06211, §4.2 (the sum over pixels, unnormalised).
+        Shelhamer et al. 2017, arXiv:1605.06211, §4.2 (the sum over pixels, unnormalised); Shrivastava et al. 2016,
+        arXiv:1604.03540 (hard examples).
     Example:
         >>> model.compile("adam", loss=kerasseg.losses.SegmentationCrossEntropy())
     """
 
-    def __init__(self, normalization="valid", ignore_label=255, class_weights=None, name="segmentation_cross_entropy"):
-        super().__init__(normalization, ignore_label, class_weights, name)
+    def __init__(
+        self,
+        normalization="valid",
+        ignore_label=255,
+        class_weights=None,
+        hard_pixel_share=1.0,
+        label_offset=0,
+        name="segmentation_cross_entropy",
+    ):
+        super().__init__(normalization, ignore_label, class_weights, hard_pixel_share, label_offset, name)
 
     def _log_loss(self, label, logits):
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=label, logits=logits)
@@ -209,6 +266,8 @@ class SegmentationSigmoidCrossEntropy(_PixelLoss):
         class_weights: One weight per class, background included, applied to the pixels of that class; `None` weighs all alike.
         null_background: Class 0 scores constantly 0, as a network built with `null_background=True` gives it: its channel is
             not part of the loss, and a background pixel is a negative of all other classes.
+        hard_pixel_share: As in `SegmentationCrossEntropy`.
+        label_offset: Likewise.
         name: Keras' name of the loss.
     Raises:
         KerassegError: As `SegmentationCrossEntropy`.
@@ -222,9 +281,11 @@ class SegmentationSigmoidCrossEntropy(_PixelLoss):
         ignore_label=255,
         class_weights=None,
         null_background=False,
+        hard_pixel_share=1.0,
+        label_offset=0,
         name="segmentation_sigmoid_cross_entropy",
     ):
-        super().__init__(normalization, ignore_label, class_weights, name)
+        super().__init__(normalization, ignore_label, class_weights, hard_pixel_share, label_offset, name)
         self.null_background = null_background
 
     def get_config(self):

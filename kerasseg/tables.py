@@ -30,17 +30,18 @@ def import_lazily(module: str):
 
 
 def did_you_mean(received: str, known) -> str:
-    """Names the nearest known spelling, or all of them.
+    """Names the nearest known spelling, or the first known ones.
 
     Args:
         received: What the user wrote.
         known: The spellings that exist.
     Returns:
-        `did you mean 'x'?` where one is near, else `known: a, b, c`.
+        `did you mean 'x'?` where one is near, else `known: a, b, c`, at most twenty.
     """
     known = list(known)
     near = difflib.get_close_matches(received, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    # A ResNet has hundreds of layers.
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known[:20])}{', …' if len(known) > 20 else ''}"
 
 
 class LazyTable(Mapping):

@@ -15,6 +15,7 @@ from kerasseg.data import (
     Flip,
     RandomCrop,
     RandomScale,
+    Share,
     evaluation_batches,
     open_data,
     training_batches,
@@ -78,11 +79,21 @@ def test_slices_make_up_the_batch(sizes):
     """Also where sizes differ, as slices are padded like the whole."""
     data = Counted(9, sizes)
     whole = arrays(training_batches(data, 4, steps=5))
-    sliced = training_batches(data, 4, steps=5, slices=2)
+    sliced = training_batches(data, 4, steps=5, share=Share(2, 0, 2))
     assert sliced.element_spec[0].shape.as_list() == [2, None, None, 3]
     sliced = arrays(sliced)
     assert len(sliced) == 10
     assert_same(whole, [tuple(map(np.concatenate, zip(sliced[k], sliced[k + 1], strict=True))) for k in range(0, 10, 2)])
+
+
+def test_a_share_holds_its_parts_of_every_batch():
+    data = Counted(13, sizes=False)
+    whole = arrays(training_batches(data, 8, transforms=[Flip()], seed=3, start=2, steps=3))
+    parts = [arrays(training_batches(data, 8, transforms=[Flip()], seed=3, start=2, steps=3, share=Share(4, k, 2))) for k in (0, 2)]
+    for number, batch in enumerate(whole):
+        own = [share[2 * number + k] for share in parts for k in (0, 1)]
+        assert all(len(image) == 2 for image, _ in own)
+        assert_same([batch], [tuple(map(np.concatenate, zip(*own, strict=True)))])
 
 
 def test_shuffled_epochs_run_into_each_other():
@@ -105,7 +116,7 @@ def test_examples_meet_their_own_random_numbers():
 def test_shapes_and_types():
     spec = training_batches(open_data("shapes"), 2, transforms=AUGMENT).element_spec
     assert [(s.shape.as_list(), s.dtype) for s in spec] == [([2, 32, 48, 3], tf.float32), ([2, 32, 48], tf.int32)]
-    spec = training_batches(open_data("shapes"), 4, transforms=AUGMENT, slices=2).element_spec
+    spec = training_batches(open_data("shapes"), 4, transforms=AUGMENT, share=Share(2, 0, 2)).element_spec
     assert [s.shape.as_list() for s in spec] == [[2, 32, 48, 3], [2, 32, 48]]
     spec = training_batches(open_data("shapes"), 2).element_spec
     assert [s.shape.as_list() for s in spec] == [[2, None, None, 3], [2, None, None]]
@@ -137,7 +148,7 @@ def test_evaluation_gives_every_example_once_and_pads():
 def test_mistakes_in_the_data_arrive_in_one_line(error):
     for batches in (
         training_batches(Broken(error), 2),
-        training_batches(Broken(error), 2, slices=2),
+        training_batches(Broken(error), 2, share=Share(2, 0, 2)),
         evaluation_batches(Broken(error)),
     ):
         with pytest.raises(tf.errors.OpError) as raised:
@@ -181,8 +192,9 @@ def test_examples_without_labels_are_refused():
     "settings, message",
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 3, "slices": 2}, "batch_size 3 does not divide into 2 slices"),
-        ({"batch_size": 2, "slices": 0}, "slices=0"),
+        ({"batch_size": 3, "share": Share(2)}, "batch_size 3 does not divide into 2 slices"),
+        ({"batch_size": 2, "share": Share(0)}, "slices=0"),
+        ({"batch_size": 2, "share": Share(2, 1, 2)}, "expected first from 0 on and first . count at most slices"),
         ({"batch_size": 2, "start": -1}, "start=-1"),
         ({"batch_size": 2, "sampling": "random"}, "unknown sampling 'random'"),
         ({"batch_size": 2, "seed": -4}, "seed -4"),

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from kerasseg.data import example_index, example_rng
+from kerasseg.data import Bootstrapped, DataSet, Example, example_index, example_rng
 from kerasseg.errors import KerassegError
+from kerasseg.labels import generic_table
 
 PINNED_SHUFFLE = [5, 0, 6, 1, 7, 2, 4, 3]
 PINNED_REPLACEMENT = [72, 82, 48, 54, 16, 98, 1, 98]
@@ -61,3 +62,48 @@ def test_numbers_do_not_drift():
 def test_refuses(arguments, message):
     with pytest.raises(KerassegError, match=message):
         example_index(*arguments)
+
+
+# The classes of each label map; 2 is in the second and fourth, 3 in the fourth alone, 4 nowhere.
+CLASSES_OF = ([0, 1], [0, 2], [1, 255], [0, 2, 3], [255])
+
+
+class Listed(DataSet):
+    def __init__(self, labelled=True):
+        super().__init__(generic_table(["ground", "cat", "dog", "cow", "owl"]), "abcde", (1.0, 2.0, 3.0))
+        self.labelled = labelled
+
+    def read(self, index):
+        label = np.array([CLASSES_OF[index]], np.int32) if self.labelled else None
+        return Example(np.full((1, len(CLASSES_OF[index]), 3), index, np.uint8), label, self.ids[index], None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "twice"),
+    [(["dog"], "bd"), ([2], "bd"), (["2"], "bd"), (["cow"], "d"), (["cat", "cow"], "acd"), (["dog", "owl"], "bd")],
+)
+def test_images_of_rare_classes_come_twice(classes, twice):
+    seen = []
+    data = Bootstrapped(Listed(), classes, report=lambda done, total: seen.append((done, total)))
+    assert "".join(data.ids) == "abcde" + twice and len(data) == 5 + len(twice)
+    assert [example.id for example in data] == list(data.ids)
+    for index, name in enumerate(data.ids):
+        assert data[index].image.max() == "abcde".index(name)
+        assert np.array_equal(data.read_label(index), data[index].label)
+    assert (data.mean, data.labels.classes) == ((1.0, 2.0, 3.0), Listed().labels.classes)
+    assert seen == [(done, 5) for done in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("data", "classes", "message"),
+    [
+        (Listed(), ["cag"], r"^data set 'folder' has no class 'cag': did you mean 'cat'\?$"),
+        (Listed(), [5], "^data set 'folder' has no class '5': known: ground, cat, dog, cow, owl$"),
+        (Listed(), [-1], "^data set 'folder' has no class '-1': known: "),
+        (Listed(), ["owl"], "^no image of data set 'folder' holds owl: nothing to list twice$"),
+        (Listed(labelled=False), ["cat"], "^example 'a' of data set 'folder' has no label: choose a split with masks$"),
+    ],
+)
+def test_bootstrapping_refuses(data, classes, message):
+    with pytest.raises(KerassegError, match=message):
+        Bootstrapped(data, classes)

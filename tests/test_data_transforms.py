@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kerasseg.data import ColorJitter, Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
+from kerasseg.data import ColorJitter, Compose, Flip, Jitter, LossSampling, PadTo, RandomCrop, RandomScale, Resize, compose, pad_to
 from kerasseg.data.transforms import static_size
 from kerasseg.errors import KerassegError
 
@@ -38,6 +38,7 @@ TRANSFORMS = [
     Jitter(13, MEAN),
     RandomCrop((21, 22), MEAN),
     RandomCrop((45, 30), MEAN),
+    PadTo((45, 70), MEAN),
     compose([RandomScale(0.8, 1.5), RandomCrop((41, 41), MEAN), Flip(), Jitter(3, MEAN)]),
 ]
 
@@ -214,3 +215,62 @@ def test_compose_is_a_transform():
 def test_bad_arguments(make, message):
     with pytest.raises(KerassegError, match=message):
         make()
+
+
+@pytest.mark.parametrize("cell", [1, 3, 32])
+def test_loss_sampling_keeps_or_ignores_whole_cells(cell):
+    image, label = np.zeros((70, 101, 3), np.uint8), np.arange(70 * 101, dtype=np.int32).reshape(70, 101) % 200
+    kept = label.copy()
+    out, sampled = LossSampling(0.5, cell)(image, label, rng(1))
+    assert out is image and sampled.dtype == np.int32 and np.array_equal(label, kept)
+    states = []
+    # Cells begin at the top left; the last ones are cut.
+    for top in range(0, 70, cell):
+        for left in range(0, 101, cell):
+            window = np.s_[top : top + cell, left : left + cell]
+            whole = np.array_equal(sampled[window], label[window])
+            assert whole or (sampled[window] == 255).all()
+            states.append(whole)
+    assert 0 < sum(states) < len(states)
+    assert np.array_equal(LossSampling(0.5, cell)(image, label, rng(1))[1], sampled)
+    assert not np.array_equal(LossSampling(0.5, cell)(image, label, rng(2))[1], sampled)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.8, 1.0])
+def test_loss_sampling_keeps_the_share_it_was_given(probability):
+    label = np.zeros((200, 300), np.int32)
+    label[:, :100] = 255
+    sampled = [LossSampling(probability, 2)(None, label, rng(seed))[1] for seed in range(4)]
+    cells, kept = 4 * 100 * 100, sum(np.sum(each == 0) for each in sampled) / 4
+    assert all((each[:, :100] == 255).all() for each in sampled)
+    assert abs(kept - probability * cells) <= 5 * np.sqrt(cells * probability * (1 - probability))
+    # Neighbouring cells and images are drawn each for itself.
+    grid = np.stack(sampled)[:, ::2, 100::2] == 0
+    if probability < 1:
+        pairs = ((grid[:, 1:], grid[:, :-1]), (grid[:, :, 1:], grid[:, :, :-1]), (grid[1:], grid[:-1]))
+        for one, other in pairs:
+            assert abs(np.mean(one & other) - probability**2) < 5 * np.sqrt(1 / one.size)
+
+
+def test_loss_sampling_leaves_the_size_and_refuses_nonsense():
+    assert static_size([RandomCrop((21, 22)), LossSampling(0.5)]) == (21, 22)
+    for arguments, message in (
+        ((0,), "probability=0"),
+        ((1.1,), "probability=1.1"),
+        ((0.5, 0), "cell=0"),
+        ((0.5, 1.5), "cell=1.5"),
+    ):
+        with pytest.raises(KerassegError, match=f"LossSampling received {message}: expected"):
+            LossSampling(*arguments)
+
+
+def test_pad_to_gives_one_size_and_refuses_larger_images():
+    image, label = blocks(7, 9, 3)
+    padded, ignored = PadTo((8, 12), MEAN)(image, label, rng())
+    assert padded.shape == (8, 12, 3) and static_size([PadTo((8, 12)), Flip()]) == (8, 12)
+    assert np.array_equal(padded[:7, :9], image) and np.array_equal(ignored[:7, :9], label)
+    outside = np.ones((8, 12), bool)
+    outside[:7, :9] = False
+    assert (padded[outside] == np.float32(MEAN)).all() and (ignored[outside] == 255).all()
+    with pytest.raises(KerassegError, match="an image of 7x9 pixels does not fit into pad_size 8x8: make it as large"):
+        PadTo((8, 8))(image, label, rng())

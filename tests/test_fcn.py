@@ -21,7 +21,7 @@ from kerasseg import KerassegError
 from kerasseg.backbones.alexnet import caffenet
 from kerasseg.backbones.vgg import load_vgg16_classifier, vgg16
 from kerasseg.interop import load_caffe, transplant
-from kerasseg.layers import CeilMaxPooling2D, ChannelScale, Conv2D, CropLike, Preprocessing, coordinate_map, crop_offset
+from kerasseg.layers import CeilMaxPooling2D, ChannelScale, Conv2D, CropLike, Preprocessing, coordinate_map
 from kerasseg.models import MODELS
 
 CLASSES = 5
@@ -71,6 +71,10 @@ def test_every_blob_is_the_authors(file, oracle_dir):
         ("fcn8s", {"score_pool4c": 5, "score_pool3c": 9, "score": 31}),
         ("fcn8s_atonce", {"score_pool4c": 5, "score_pool3c": 9, "score": 31}),
         ("fcn_alexnet", {"score": 18}),
+        # Cell i of pool k lies at s·i + (s − 1)/2 − 99, its upsampling adds (2s − 1)/2: the image begins at 99 + s/2.
+        ("fcn_pool5", {"score": 115}),
+        ("fcn_pool4", {"score": 107}),
+        ("fcn_pool3", {"score": 103}),
     ],
 )
 def test_crop_offsets_are_the_authors(arch, offsets):
@@ -113,27 +117,59 @@ def test_unpadded_alexnet_gives_one_score_for_227_and_ten_by_ten_for_500():
         assert model(np.zeros((1, size, size, 3), "float32")).shape == (1, cells, cells, 256)
 
 
-@pytest.mark.parametrize(("arch", "field"), [("fcn32s", 404), ("fcn_alexnet", 355)])
-def test_receptive_fields_are_those_of_table_1(arch, field):
+def check_receptive_field(arch, score, field):
     model = random_model(arch, 1, preprocessing=None)
     for weight in model.weights:
         # Every path counts, and no two cancel.
         weight.assign(abs(weight) if weight.name == "kernel" else 0 * weight)
-    scores = parts(model, "score_fr", "fc7")
+    scores = keras.Model(model.input, model.get_layer(score).output)
+    scale, shift = coordinate_map(scores.output)
+    cell = int((320 - shift) / scale)
     touched = np.zeros((640, 640), bool)
     for seed in range(4):
         x = tf.constant(np.random.default_rng(seed).uniform(0, 1, (1, 640, 640, 3)).astype("float32"))
         with tf.GradientTape() as tape:
             tape.watch(x)
-            cell = scores(x, training=False)[0][0, 10, 10, 0]
-        touched |= np.any(tape.gradient(cell, x)[0] != 0, axis=-1)
-    scale, shift = coordinate_map(model.get_layer("score_fr").output)
+            value = scores(x, training=False)[0, cell, cell, 0]
+        touched |= np.any(tape.gradient(value, x)[0] != 0, axis=-1)
     for axis in (0, 1):
         reached = np.flatnonzero(touched.any(axis=axis))
         assert reached[0] > 0 and reached[-1] < 639, "the field must lie inside the image"
         assert reached[-1] - reached[0] + 1 == field
         # And its centre is where the crop offsets are derived from.
-        assert (reached[0] + reached[-1]) / 2 == scale * 10 + shift
+        assert (reached[0] + reached[-1]) / 2 == scale * cell + shift
+
+
+@pytest.mark.parametrize(("arch", "field"), [("fcn32s", 404), ("fcn_alexnet", 355)])
+def test_receptive_fields_are_those_of_table_1(arch, field):
+    check_receptive_field(arch, "score_fr", field)
+
+
+# Each 3×3 convolution adds 2, each pool 1 times the stride before it: 1 + 2·2 + 1 = 6 behind pool1, 6 + 2·2·2 + 2 = 16 behind
+# pool2, 16 + 3·2·4 + 4 = 44, 44 + 3·2·8 + 8 = 100, 100 + 3·2·16 + 16 = 212; and fc6 would make it 212 + 6·32 = 404.
+@pytest.mark.parametrize(("pool", "field", "stride"), [("pool3", 44, 8), ("pool4", 100, 16), ("pool5", 212, 32)])
+def test_truncated_networks_see_what_the_layers_before_the_pool_see(pool, field, stride):
+    check_receptive_field(f"fcn_{pool}", f"score_{pool}", field)
+    model = MODELS[f"fcn_{pool}"](CLASSES, **QUICK)
+    assert coordinate_map(model.get_layer(f"score_{pool}").output) == (stride, (stride - 1) / 2 - 99)
+    assert coordinate_map(model.output) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("pool", "kernel_size", "stride", "new"), [("pool3", 16, 8, []), ("pool4", 32, 16, []), ("pool5", 64, 32, ["score_pool5"])]
+)
+def test_truncated_networks_take_the_weights_of_fcn8s_by_name(pool, kernel_size, stride, new):
+    source, target = random_model("fcn8s"), MODELS[f"fcn_{pool}"](CLASSES, **QUICK)
+    assert transplant(source, target) == new
+    assert not {"fc6", "fc7", f"conv{int(pool[-1]) + 1}_1"} & {layer.name for layer in target.layers}
+    x = images()
+    level = parts(source, pool, "score")(x, training=False)[0].numpy()
+    for layer in map(target.get_layer, new):
+        give_random_weights(layer)
+    kernel, bias = target.get_layer(f"score_{pool}").get_weights()
+    logits = target(x, training=False)
+    assert_varies(logits)
+    assert_close(logits, final_scores(level @ kernel[0, 0] + bias, kernel_size, stride, 99 + stride // 2, logits), 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +207,17 @@ def test_early_fusion_starts_depth_at_the_mean_of_the_colours(classifier):
     )
     np.testing.assert_array_equal(model.get_layer("conv1_1_bgrd").bias, bias)
     np.testing.assert_array_equal(model.get_layer("conv5_3").kernel, classifier.get_layer("block5_conv3").kernel)
+
+
+def test_a_truncated_network_starts_from_the_classifier_too(classifier, monkeypatch):
+    monkeypatch.setattr(keras.applications, "VGG16", lambda weights: classifier)
+    with kernels_at_zero():
+        model = MODELS["fcn_pool4"](weights="imagenet")
+    for ours, theirs in (("conv1_1", "block1_conv1"), ("conv4_3", "block4_conv3")):
+        for received, expected in zip(model.get_layer(ours).get_weights(), classifier.get_layer(theirs).get_weights(), strict=True):
+            np.testing.assert_array_equal(received, expected)
+    with pytest.raises(KerassegError, match="are for width_multiplier=1; fcn_pool4 has 256 channels in fc6 instead of 4096"):
+        MODELS["fcn_pool4"](weights="imagenet", **QUICK)
 
 
 def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch):
@@ -224,6 +271,14 @@ def test_at_once_scales_the_skips_as_the_authors_do():
 
 
 HEADS = {"semantic": 33, "geometric": 3}
+
+
+def test_a_truncated_network_may_have_two_heads():
+    x, model, alone = images(batch=1), random_model("fcn_pool4", HEADS), MODELS["fcn_pool4"](HEADS["geometric"], **QUICK)
+    weights_by_name(model, alone, lambda name: f"{name}_geometric" if name == "score_pool4" else name)
+    logits = model(x, training=False)
+    assert set(logits) == set(HEADS) and logits["semantic"].shape == (1, 64, 96, 33)
+    assert_close(logits["geometric"], alone(x, training=False), 1e-5)
 
 
 @pytest.mark.parametrize("arch", ["fcn32s", "fcn16s", "fcn8s"])
@@ -332,46 +387,6 @@ def test_each_stage_starts_from_the_one_before():
     assert_close(logits, final_scores(transposed_convolution(fused, 4, 2), 16, 8, 31, logits), 1e-5)
     # Which is nearly, but not to the last digit, what the coarser network says.
     assert_close(logits, expected, 0.3)
-
-
-def test_maps_that_are_not_aligned_do_not_meet():
-    image = keras.Input((None, None, 3))
-    once, padded = Conv2D(2, 3, name="once")(image), Conv2D(2, 3, padding="same")(image)
-    assert coordinate_map(once) == (1, 1) and coordinate_map(padded) == (1, 0)
-    assert crop_offset(padded, once) == 1 and crop_offset(once, padded) == -1
-    mixed = keras.layers.Add(name="mixed")([CropLike(0)([padded, once]), once])
-    with pytest.raises(ValueError, match="mixed: its inputs lie at different places"):
-        coordinate_map(mixed)
-    aligned = keras.layers.Add()([CropLike(1)([padded, once]), once])
-    assert coordinate_map(aligned) == (1, 1)
-    pooled = CeilMaxPooling2D(2, 2)(image)
-    for tensor in (once, CeilMaxPooling2D(3, 2)(pooled)):
-        with pytest.raises(ValueError, match="do not coincide cell on cell"):
-            crop_offset(tensor, pooled)
-
-
-def test_the_map_of_a_deep_residual_network_is_found():
-    # Over every path, 2⁶⁰ of them, it would never be.
-    x = Conv2D(2, 3)(keras.Input((None, None, 3)))
-    for _ in range(60):
-        x = keras.layers.Add()([x, Conv2D(2, 3, padding="same")(x)])
-    assert coordinate_map(x) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (
-            keras.layers.GlobalAveragePooling2D(keepdims=True, name="odd"),
-            "odd: the geometry of GlobalAveragePooling2D is not known",
-        ),
-        (keras.layers.Conv2D(2, (3, 1), name="odd"), "odd: different geometry in height and width"),
-        (keras.layers.Conv2D(2, 3, strides=2, padding="same", name="odd"), "odd: padding='same' with stride 2 shifts"),
-    ],
-)
-def test_unknown_geometry_is_an_error(layer, message):
-    with pytest.raises(ValueError, match=message):
-        coordinate_map(layer(keras.Input((None, None, 3))))
 
 
 def test_imagenet_weights_refuse_an_input_they_were_not_made_for():

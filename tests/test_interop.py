@@ -194,6 +194,18 @@ def test_transplant_skips_what_has_another_shape():
         np.testing.assert_array_equal(received, expected)
 
 
+def test_transplant_by_a_suffix_fills_one_of_two_trunks():
+    image = keras.Input((None, None, 3))
+    source = keras.Model(image, Conv2D(4, 3, name="conv1")(image))
+    target = keras.Model(image, [Conv2D(4, 3, name=name)(image) for name in ("conv1", "conv1color", "conv1hha")])
+    for model, seed in ((source, 1), (target, 2)):
+        give_random_weights(model, seed)
+    before = target.get_weights()
+    assert transplant(source, target, suffix="color") == ["conv1", "conv1hha"]
+    for received, expected in zip(target.get_weights(), [*before[:2], *source.get_weights(), *before[4:]], strict=True):
+        np.testing.assert_array_equal(received, expected)
+
+
 def test_files_are_not_read_yet():
     with pytest.raises(KerassegError, match="expected a mapping of layer name"):
         load_caffe(fcn(), "fcn8s-heavy-pascal.caffemodel")

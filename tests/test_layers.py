@@ -23,6 +23,9 @@ from kerasseg.ops import bilinear_kernel, upsample_bilinear
 CASES = [
     (layers.Conv2D, {"filters": 6, "kernel_size": 3, "strides": 2, "activation": "relu", "name": "plain"}, [(2, 7, 6, 4)]),
     (layers.Conv2D, {"filters": 6, "kernel_size": 3, "groups": 2, "padding": "same", "name": "grouped"}, [(2, 7, 6, 4)]),
+    (layers.Conv2D, {"filters": 6, "kernel_size": 3, "dilation_rate": 2, "padding": "same", "name": "dilated"}, [(2, 7, 6, 4)]),
+    (layers.BatchNormalization, {"momentum": 0.9, "epsilon": 1e-5, "name": "batch_norm"}, [(2, 3, 4, 5)]),
+    (layers.Dropout, {"rate": 0.3, "seed": 4, "name": "dropout"}, [(2, 7, 6, 4)]),
     (layers.CropLike, {"offset": 2, "name": "crop"}, [(2, 9, 8, 3), (2, 5, 6, 1)]),
     (layers.LocalResponseNormalization, {"size": 3, "alpha": 0.5, "beta": 0.6, "bias": 2.0, "name": "norm"}, [(2, 3, 4, 7)]),
     (layers.NullBackground, {"name": "background"}, [(2, 3, 4, 5)]),
@@ -33,6 +36,8 @@ CASES = [
     (layers.BilinearUpsampling, {"kernel_size": 4, "strides": 2, "name": "up2"}, [(2, 3, 4, 5)]),
     (layers.BilinearUpsampling, {"kernel_size": 5, "strides": 3, "name": "up3"}, [(2, 3, 4, 5)]),
 ]
+# Keras writes one number as two.
+PAIRS = ("kernel_size", "strides", "dilation_rate")
 every_layer = pytest.mark.parametrize(("kind", "arguments", "shapes"), CASES, ids=[case[1]["name"] for case in CASES])
 
 
@@ -56,7 +61,7 @@ def test_a_layer_is_rebuilt_from_its_config(kind, arguments, shapes):
     expected = layer(x)
     config = layer.get_config()
     assert {name: config[name] for name in arguments if name != "activation"} == {
-        name: (value, value) if isinstance(layer, keras.layers.Conv2D) and name in ("kernel_size", "strides") else value
+        name: (value, value) if isinstance(layer, keras.layers.Conv2D) and name in PAIRS else value
         for name, value in arguments.items()
         if name != "activation"
     }

@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -71,6 +74,18 @@ def test_null_background_takes_no_part_and_is_negative_of_all_others():
     np.testing.assert_allclose(loss(label, logits), sum(t for _, t in sigmoid_terms(label, logits[..., 1:], 1)), rtol=1e-5)
     # A background pixel with the scores 0, 0 beside background's: -2 ln 1/2.
     np.testing.assert_allclose(loss(np.zeros((1, 1, 1), np.int32), np.zeros((1, 1, 1, 3))), 2 * np.log(2), rtol=1e-6)
+
+
+def test_sigmoid_over_all_classes_worked_by_hand():
+    """The control of FCN's section 6.1: background is scored and learned like the others."""
+    logits = np.array([[[[0, np.log(3), 0], [np.log(3), 0, 0]]]], np.float32)
+    # Pixel of class 1: -ln 1/2 - ln 3/4 - ln 1/2; background pixel, its own score ln 3: the same.
+    label = np.array([[[1, 0]]], np.int32)
+    one = 2 * np.log(2) + np.log(4 / 3)
+    np.testing.assert_allclose(SegmentationSigmoidCrossEntropy("sum")(label, logits), 2 * one, rtol=1e-6)
+    # Without a learned background, its ln 3 is not looked at: the second pixel is a negative of two scores of 0.
+    null = SegmentationSigmoidCrossEntropy("sum", null_background=True)
+    np.testing.assert_allclose(null(label, logits), np.log(4 / 3) + np.log(2) + 2 * np.log(2), rtol=1e-6)
 
 
 def test_gradient_is_softmax_minus_truth_over_the_valid_count():
@@ -154,12 +169,13 @@ def test_another_ignore_label_may_be_a_class_number():
 
 
 def test_config_round_trip_keeps_every_argument():
-    loss = SegmentationSigmoidCrossEntropy("sum", 7, (1.0, 2.0), True, name="mine")
+    loss = SegmentationSigmoidCrossEntropy("sum", 7, (1.0, 2.0), True, 0.5, 1, name="mine")
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(again) is SegmentationSigmoidCrossEntropy
     assert again.get_config() == loss.get_config()
     assert (again.normalization, again.ignore_label, again.class_weights) == ("sum", 7, (1.0, 2.0))
     assert again.null_background and again.name == "mine" and again.reduction == "sum"
+    assert (again.hard_pixel_share, again.label_offset) == (0.5, 1)
     plain = keras.losses.deserialize(keras.losses.serialize(SegmentationCrossEntropy()))
     assert plain.normalized and plain.class_weights is None
 
@@ -170,6 +186,12 @@ def test_constructor_and_shape_errors():
         SegmentationCrossEntropy("mean")
     with pytest.raises(KerassegError, match="not negative"):
         SegmentationCrossEntropy(class_weights=(1, -1))
+    for share in (0, 1.5, -0.1, math.nan):
+        with pytest.raises(KerassegError, match="hard_pixel_share=.*: expected 0.000001 to 1"):
+            SegmentationCrossEntropy(hard_pixel_share=share)
+    for offset in (-1, 0.5):
+        with pytest.raises(KerassegError, match="label_offset=.*: expected a whole number of pixels, 0 or more"):
+            SegmentationCrossEntropy(label_offset=offset)
     with pytest.raises(KerassegError, match="2 class_weights for 3 classes"):
         SegmentationCrossEntropy(class_weights=(1, 1))(label, logits)
     with pytest.raises(KerassegError, match=r"label has shape \(2, 4, 5, 1\): expected \(B, H, W\)"):
@@ -217,3 +239,142 @@ def test_logits_at_stride_eight_meet_every_eighth_label():
     _, logits = batch(size=(2, 3, 4))
     expected = np.mean([loss for _, loss in softmax_terms(label[:, ::8, ::8], logits)])
     np.testing.assert_allclose(SegmentationCrossEntropy()(label, logits), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_label_of_deeplab_v1_is_every_eighth_from_the_second_on(known):
+    label = np.random.default_rng(0).integers(0, 3, (2, 306, 306)).astype(np.int32)
+    if known:
+        small = subsample_label(tf.constant(label), 39, 39, offset=1)
+    else:
+        signature = [tf.TensorSpec((None, None, None), tf.int32), tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.int32)]
+        small = tf.function(lambda *inputs: subsample_label(*inputs, 1), input_signature=signature)(label, 39, 39)
+    np.testing.assert_array_equal(small, label[:, 1::8, 1::8])
+    with pytest.raises(KerassegError, match="label of 304 pixels cannot be subsampled to logits of 39"):
+        subsample_label(tf.constant(label), 39, 39, offset=2)
+    # Of the logits' size once cut.
+    np.testing.assert_array_equal(subsample_label(tf.constant(label), 305, 305, offset=1), label[:, 1:, 1:])
+
+
+def test_a_loss_with_an_offset_cuts_before_it_subsamples():
+    label, _ = batch(size=(2, 18, 26))
+    _, logits = batch(size=(2, 3, 4))
+    loss = SegmentationCrossEntropy(label_offset=1)
+    small = label[:, 1::8, 1::8]
+    np.testing.assert_allclose(loss(label, logits), np.mean([term for _, term in softmax_terms(small, logits)]), rtol=1e-5)
+    assert loss.weight(label, (3, 4)) == np.sum(small != 255)
+
+
+# Share of the valid pixels, and how many of 40 that is: ⌈0.07 · 100⌉ is 7, though 0.07 · 100 > 7 in floats.
+SHARES = [(0.25, 40, 10), (0.26, 40, 11), (0.07, 100, 7), (0.001, 40, 1), (1 / 3, 9, 3), (0.999999, 40, 40), (0.5, 0, 0)]
+
+
+@pytest.mark.parametrize(("share", "valid", "hard"), SHARES)
+def test_hard_pixels_are_the_rounded_up_share_of_the_valid_ones(share, valid, hard):
+    label = np.full((1, 10, 12), 255, np.int32)
+    label.reshape(-1)[5 : 5 + valid] = 0
+    loss = SegmentationCrossEntropy(hard_pixel_share=share)
+    assert loss.weight(label) == hard
+    assert loss.totals(label, np.zeros((1, 10, 12, 2), np.float32))[1] == hard
+
+
+def hard_terms(label, logits, terms_of, share, class_weights):
+    """By image: the losses that count, their weights on, largest first; sorting in float64."""
+    for image, scores in zip(label, logits, strict=True):
+        terms = [class_weights[true] * term for true, term in terms_of(image[None], scores[None]) if class_weights[true]]
+        yield sorted(terms, reverse=True)[: math.ceil(Fraction(str(share)) * len(terms))]
+
+
+@pytest.mark.parametrize("class_weights", [None, (0.5, 2.0, 0.25), (1.0, 0.0, 3.0)])
+@pytest.mark.parametrize(("loss_class", "terms_of"), [(LOSSES[0], softmax_terms), (LOSSES[1], sigmoid_terms)])
+def test_hard_pixels_are_each_images_own(loss_class, terms_of, class_weights):
+    label, logits = batch(seed=1, size=(3, 7, 6))
+    label[1, 2:] = 255
+    # The first image is all harder than the others: it must not take their share.
+    logits[0] *= 5
+    parts = list(hard_terms(label, logits, terms_of, 0.3, class_weights or (1, 1, 1)))
+    assert len({len(part) for part in parts}) > 1
+    total, count = sum(map(sum, parts)), sum(map(len, parts))
+    mean, plain = (loss_class(n, class_weights=class_weights, hard_pixel_share=0.3) for n in ("valid", "sum"))
+    np.testing.assert_allclose(mean.totals(label, logits), (total, count), rtol=1e-5)
+    np.testing.assert_allclose((mean(label, logits), plain(label, logits)), (total / count, total), rtol=1e-5)
+    assert mean.weight(label) == count and plain.weight(label) == 1
+    # One image at a time, as replicas and accumulation see them: the same sums.
+    single = [mean.totals(label[i : i + 1], logits[i : i + 1]) for i in range(3)]
+    np.testing.assert_allclose(np.sum(single, axis=0), (total, count), rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_gradient_flows_through_the_hard_pixels_alone(jit_compile):
+    label, logits = batch(size=(2, 5, 6))
+    variable, loss = tf.Variable(logits), SegmentationCrossEntropy(hard_pixel_share=0.25)
+
+    @tf.function(jit_compile=jit_compile)
+    def gradient():
+        with tf.GradientTape() as tape:
+            value = loss(tf.constant(label), variable)
+        return tape.gradient(value, variable)
+
+    received, chosen = gradient().numpy(), []
+    exponentials = np.exp(logits.astype(np.float64))
+    full = exponentials / exponentials.sum(-1, keepdims=True) - np.eye(3)[np.where(label == 255, 0, label)]
+    for image, scores in zip(label, logits, strict=True):
+        valid = [place for place in np.ndindex(image.shape) if image[place] != 255]
+        losses = dict(zip(valid, (term for _, term in softmax_terms(image[None], scores[None])), strict=True))
+        chosen.append(sorted(valid, key=lambda place, losses=losses: -losses[place])[: math.ceil(len(valid) / 4)])
+    count = sum(map(len, chosen))
+    for index, places in enumerate(chosen):
+        for place in np.ndindex(label.shape[1:]):
+            expected = full[(index, *place)] / count if place in places else 0
+            np.testing.assert_allclose(received[(index, *place)], expected, atol=1e-7)
+
+
+def test_of_equal_losses_the_first_in_reading_order_count():
+    label = np.array([[[255, 0, 0], [0, 255, 0]]], np.int32)
+    variable = tf.Variable(np.zeros((1, 2, 3, 2), np.float32))
+    with tf.GradientTape() as tape:
+        loss = SegmentationCrossEntropy("sum", hard_pixel_share=0.5)(label, variable)
+    touched = np.any(tape.gradient(loss, variable)[0] != 0, axis=-1)
+    assert touched.tolist() == [[False, True, True], [False, False, False]]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_hard_pixels_under_fit(jit_compile):
+    label, image = batch(seed=3)
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, keras.layers.Conv2D(3, 1)(inputs))
+    model.compile("sgd", loss=SegmentationCrossEntropy(hard_pixel_share=0.5), jit_compile=jit_compile)
+    parts = list(hard_terms(label, model.predict(image, verbose=0), softmax_terms, 0.5, (1, 1, 1)))
+    expected = sum(map(sum, parts)) / sum(map(len, parts))
+    np.testing.assert_allclose(model.fit(image, label, batch_size=2, verbose=0).history["loss"], [expected], rtol=1e-5)
+
+
+def test_hard_pixels_are_chosen_in_float32():
+    """In float16 the two losses would be equal, and the first would count."""
+    scores = np.array([[[[0.0, 10.0], [0.0, 10.0 + 2**-6]]]], np.float16)
+    label, loss = np.zeros((1, 1, 2), np.int32), SegmentationCrossEntropy("sum", hard_pixel_share=0.5)
+    value = loss(label, tf.constant(scores))
+    assert value.dtype == tf.float32
+    np.testing.assert_allclose(value, np.log1p(np.exp(10 + 2**-6)), rtol=1e-6)
+
+
+def test_what_is_not_a_number_is_not_passed_over_as_easy():
+    label, logits = batch()
+    logits[0, 0, 0], label[0, 0, 0] = math.nan, 0
+    assert np.isnan(SegmentationCrossEntropy(hard_pixel_share=0.1)(label, logits))
+    logits[0, 0, 0], label[0, 0, 0] = 0, 7
+    loss = SegmentationCrossEntropy(hard_pixel_share=0.1)
+    assert np.isnan(tf.function(lambda: loss(tf.constant(label), tf.constant(logits)), jit_compile=True)())
+
+
+def test_the_weight_of_a_step_is_known_from_labels_of_any_size():
+    label, _ = batch(size=(2, 17, 25))
+    small = label[:, ::8, ::8]
+    weights = (0.5, 2.0, 0.25)
+    valid = small[small != 255]
+    assert SegmentationCrossEntropy().weight(label, (3, 4)) == len(valid)
+    assert SegmentationCrossEntropy().weight(label) == np.sum(label != 255)
+    weighted = SegmentationCrossEntropy(class_weights=weights).weight(label, (3, 4))
+    np.testing.assert_allclose(weighted, np.sum(np.array(weights)[valid]), rtol=1e-6)
+    hard = SegmentationCrossEntropy(hard_pixel_share=0.5).weight(label, (3, 4))
+    assert hard == sum(math.ceil(np.sum(image != 255) / 2) for image in small)

@@ -7,28 +7,61 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_helpers import write_camvid
 
 from kerasseg import KerassegError
 from kerasseg.data import DATA_SETS, open_data
-from kerasseg.data.transforms import Flip, Jitter, RandomCrop, RandomScale, Resize
+from kerasseg.data.transforms import Flip, Jitter, LossSampling, RandomCrop, RandomScale, Resize
 from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
 from kerasseg.recipes import RECIPES, Recipe
-from kerasseg.recipes.building import build_network, open_recipe_data, padding_color, recipe_transforms
+from kerasseg.recipes.building import (
+    build_network,
+    images_per_pass,
+    open_recipe_data,
+    open_training_data,
+    padding_color,
+    recipe_transforms,
+)
 
 NAMES = list(RECIPES)
 
-# The solver files of fcn.berkeleyvision.org, voc-fcn*/solver.prototxt, and the sampling layer voc_layers.py.
 VGG = {".*/bias": (2.0, 0.0)}
 ALEXNET = {"score_fr.*/bias": (2.0, 0.0)}
-SOLVERS = [
-    # recipe, base_lr, momentum, iter_size, max_iter, normalize, from, multipliers, seg11valid
-    ("fcn32s_voc", 1e-10, 0.99, 1, 100_000, "sum", None, VGG, 63.6),
-    ("fcn16s_voc", 1e-12, 0.99, 1, 100_000, "sum", "fcn32s_voc", VGG, 65.0),
-    ("fcn8s_voc", 1e-14, 0.99, 1, 100_000, "sum", "fcn16s_voc", VGG, 65.5),
-    ("fcn8s_atonce_voc", 1e-10, 0.99, 1, 300_000, "sum", None, VGG, 65.4),
-    ("fcn_alexnet_voc", 1e-4, 0.9, 20, 100_000, "valid", None, ALEXNET, 48.0),
+# The solver files of fcn.berkeleyvision.org, the length that solve.py steps, and the mean IU of Tables 3, 2, 7, 6 and 5. Of several
+# strides: the rate of each stage.
+PROTOCOLS = [
+    # recipe, networks, base_lr of each, momentum, iter_size, iterations, snapshot and test, ImageNet's weights, mean IU
+    ("fcn32s_voc", "32s", (1e-10,), 0.99, 1, 100_000, 4000, True, 63.6),
+    ("fcn16s_voc", "32s 16s", (1e-10, 1e-12), 0.99, 1, 100_000, 4000, True, 65.0),
+    ("fcn8s_voc", "32s 16s 8s", (1e-10, 1e-12, 1e-14), 0.99, 1, 100_000, 4000, True, 65.5),
+    ("fcn8s_atonce_voc", "8s_atonce", (1e-10,), 0.99, 1, 300_000, 4000, True, 65.4),
+    ("fcn_alexnet_voc", "_alexnet", (1e-4,), 0.9, 20, 100_000, 4000, False, 48.0),
+    ("fcn32s_voc_accum", "32s", (1e-10,), 0.9, 20, 5_000, 200, True, 51.9),
+    ("fcn32s_voc_online", "32s", (1e-10,), 0.9, 1, 100_000, 4000, True, 60.7),
+    ("fcn32s_voc_fixed", "32s", (1e-10,), 0.99, 1, 100_000, 4000, True, 46.6),
+    ("fcn_pool5_voc", "_pool5", (1e-10,), 0.99, 1, 100_000, 4000, True, 50.0),
+    ("fcn_pool4_voc", "_pool4", (1e-10,), 0.99, 1, 100_000, 4000, True, 22.4),
+    ("fcn_pool3_voc", "_pool3", (1e-10,), 0.99, 1, 100_000, 4000, True, 9.2),
+    ("fcn32s_context", "32s", (1e-10,), 0.99, 1, 400_000, 8000, True, 36.7),
+    ("fcn16s_context", "32s 16s", (1e-10, 1e-12), 0.99, 1, 400_000, 8000, True, 38.4),
+    ("fcn8s_context", "32s 16s 8s", (1e-10, 1e-12, 1e-14), 0.99, 1, 400_000, 8000, True, 39.1),
+    ("fcn32s_siftflow", "32s", (1e-10,), 0.99, 1, 100_000, 2000, True, None),
+    ("fcn16s_siftflow", "32s 16s", (1e-10, 1e-12), 0.99, 1, 100_000, 2000, True, None),
+    ("fcn8s_siftflow", "32s 16s 8s", (1e-10, 1e-12, 1e-12), 0.99, 1, 100_000, 2000, True, 41.2),
+    ("fcn32s_nyud_color", "32s", (1e-10,), 0.99, 1, 100_000, 2000, True, 31.6),
+    ("fcn32s_nyud_color_d", "32s", (1e-10,), 0.99, 1, 100_000, 2000, True, 31.7),
+    ("fcn32s_nyud_hha", "32s", (1e-10,), 0.99, 1, 100_000, 2000, True, 25.2),
+    ("fcn32s_nyud_color_hha", "32s 32s 32s", (1e-10, 1e-10, 1e-12), 0.99, 1, 100_000, 2000, True, 33.3),
 ]
+FCN = [row[0] for row in PROTOCOLS]
+SPLITS = {"voc": ("sbd_train", "seg11valid"), "pascal_context": ("train", "val")}
+HEADS = {"semantic": 33, "geometric": 3}
+
+
+def runs_of(recipe):
+    """The recipe of every run: of each stage, or the recipe itself."""
+    return [recipe.stage(stage.name) for stage in recipe.stages] or [recipe]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,13 +79,46 @@ def test_tuples_survive_json():
     assert restored == recipe and isinstance(restored.crop_size, tuple)
 
 
+def test_every_recipe_of_fcn_is_in_the_table():
+    assert [name for name in NAMES if name.startswith("fcn")] == FCN
+
+
+def check_network(recipe, num_classes):
+    model = build_network(recipe.override(width_multiplier=1 / 32, weights=None), num_classes)
+    assert set(recipe.network_arguments()) <= set(inspect.signature(MODELS[recipe.arch]).parameters)
+    if isinstance(num_classes, dict):
+        assert {key: output.shape[-1] for key, output in model.output.items()} == num_classes
+    else:
+        assert model.output_shape == (None, None, None, num_classes)
+    return model
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_names_a_network_that_takes_its_arguments(name):
-    recipe = RECIPES[name].override(width_multiplier=1 / 32, weights=None)
-    model = build_network(recipe, 4)
-    assert model.output_shape == (None, None, None, 4)
-    known = inspect.signature(MODELS[recipe.arch]).parameters
-    assert set(recipe.network_arguments()) <= set(known)
+def test_every_run_of_a_recipe_has_a_network_that_takes_its_arguments(name):
+    for recipe in runs_of(RECIPES[name]):
+        if "late_fusion" not in recipe.arguments:
+            model = check_network(recipe, HEADS if recipe.data == "sift_flow" else 4)
+            if recipe.loss_weights:
+                assert set(recipe.loss_weights) == set(model.output)
+
+
+def test_late_fusion_starts_from_both_of_its_streams():
+    recipe = RECIPES["fcn32s_nyud_color_hha"]
+    assert recipe.predecessors("hha") == {} == recipe.predecessors("color")
+    assert recipe.predecessors("fusion") == {"color": "color", "hha": "hha"}
+    color, hha, fusion = runs_of(recipe)
+    # The snapshots that the authors' net began with.
+    assert (color.iterations, hha.iterations) == (28_000, 60_000)
+    assert (color.data, color.arguments) == (RECIPES["fcn32s_nyud_color"].data, RECIPES["fcn32s_nyud_color"].arguments)
+    assert (hha.data, hha.arguments) == (RECIPES["fcn32s_nyud_hha"].data, RECIPES["fcn32s_nyud_hha"].arguments)
+    fused = MODELS[fusion.arch](4, width_multiplier=1 / 32, **fusion.arguments)
+    names = {layer.name for layer in fused.layers if layer.weights}
+    streams = [check_network(stream, 4) for stream in (color, hha)]
+    for stream, suffix in zip(streams, ("color", "hha"), strict=True):
+        assert {layer.name + suffix for layer in stream.layers if layer.weights} < names
+    assert len(names) == 2 * sum(1 for layer in streams[0].layers if layer.weights)
+    with pytest.raises(KerassegError, match="has the inputs color, hha: a recipe's data give one"):
+        build_network(fusion.override(width_multiplier=1 / 32), 4)
 
 
 def test_an_argument_that_the_network_does_not_take_is_an_error():
@@ -61,35 +127,61 @@ def test_an_argument_that_the_network_does_not_take_is_an_error():
         build_network(recipe, 4)
 
 
-@pytest.mark.parametrize(("name", "rate", "momentum", "passes", "steps", "loss", "start", "multipliers", "score"), SOLVERS)
-def test_voc_recipes_are_the_authors_solvers(name, rate, momentum, passes, steps, loss, start, multipliers, score):
+@pytest.mark.parametrize(("name", "archs", "rates", "momentum", "passes", "steps", "every", "imagenet", "score"), PROTOCOLS)
+def test_recipes_are_the_authors_solvers(name, archs, rates, momentum, passes, steps, every, imagenet, score):
     recipe = RECIPES[name]
-    assert (recipe.learning_rate, recipe.momentum, recipe.accumulation) == (rate, momentum, passes)
-    assert (recipe.iterations, recipe.loss_normalization, recipe.starts_from) == (steps, loss, start)
-    assert recipe.multipliers == multipliers and f"{score}" in recipe.expected
-    assert recipe.arch == name.removesuffix("_voc")
-    assert (recipe.optimizer, recipe.schedule, recipe.weight_decay, recipe.loss) == ("sgd", "fixed", 5e-4, "cross_entropy")
-    # Whole images, one at a time, drawn with replacement.
-    assert (recipe.batch_size, recipe.sampling, recipe.seed, recipe.width_multiplier) == (1, "replacement", 1337, 1.0)
-    assert recipe_transforms(recipe, (0, 0, 0)) == () and recipe.image_scale == 1
-    assert (recipe.data, recipe.split, recipe.validation_split) == ("voc", "sbd_train", "seg11valid")
-    assert (recipe.checkpoint_every, recipe.validate_every) == (4000, 4000)
-    assert recipe.arguments == {} and recipe.class_weights is None
-    assert (recipe.weights == "imagenet") == (name in ("fcn32s_voc", "fcn8s_atonce_voc"))
-    assert f"--recipe {name} " in recipe.command and (start is None) == ("--init" not in recipe.command)
+    runs = runs_of(recipe)
+    assert [run.arch for run in runs] == [f"fcn{arch}" for arch in archs.split()]
+    assert tuple(run.learning_rate for run in runs) == rates
+    assert recipe.arch == runs[-1].arch and recipe.learning_rate == rates[-1]
+    assert runs[-1].iterations == steps and recipe.final() == runs[-1]
+    for run in runs:
+        assert (run.momentum, run.accumulation, run.checkpoint_every, run.validate_every) == (momentum, passes, every, every)
+        assert (run.optimizer, run.schedule, run.weight_decay, run.loss) == ("sgd", "fixed", 5e-4, "cross_entropy")
+        assert run.multipliers == (ALEXNET if run.arch == "fcn_alexnet" else VGG)
+        assert run.loss_normalization == ("valid" if run.arch == "fcn_alexnet" else "sum")
+        # Whole images, one at a time, drawn with replacement.
+        assert (run.batch_size, run.sampling, run.seed, run.width_multiplier) == (1, "replacement", 1337, 1.0)
+        assert recipe_transforms(run, (0, 0, 0)) == () and run.image_scale == 1 and images_per_pass(run) == 1
+        assert (run.split, run.validation_split) == SPLITS.get(run.data, ("trainval", "test"))
+        assert run.class_weights is None and run.warmup_steps == 0 and run.clip_norm is None
+        assert run.freeze == (("conv.*", "fc.*") if name == "fcn32s_voc_fixed" else ())
+        # Weights of ImageNet where nothing comes from an earlier stage.
+        given = recipe.predecessors(run.name.removeprefix(f"{name}-")) if recipe.stages else {}
+        assert (run.weights == "imagenet") == (imagenet and not given)
+    assert (f"mean IoU {score}" if score else "None") in str(recipe.expected)
+    assert recipe.command.startswith(f"python train.py --recipe {name} --data-dir ") and "Table" in recipe.paper
 
 
-def test_every_voc_recipe_is_in_the_table():
-    assert [row[0] for row in SOLVERS] == [name for name in NAMES if name.endswith("_voc")]
+def test_stages_run_from_the_coarsest_to_the_finest():
+    for name in ("fcn8s_voc", "fcn8s_context", "fcn8s_siftflow"):
+        recipe = RECIPES[name]
+        assert [recipe.predecessors(stage.name) for stage in recipe.stages] == [{}, {"fcn32s": ""}, {"fcn16s": ""}]
+    assert [run.expected for run in runs_of(RECIPES["fcn8s_voc"])] == [
+        RECIPES[name].expected for name in ("fcn32s_voc", "fcn16s_voc", "fcn8s_voc")
+    ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_starts_from_one_that_exists(name):
-    start = RECIPES[name].starts_from
-    assert start is None or start in RECIPES
+def test_data_sets_have_their_own_means():
+    """As the authors' data layers subtract them; SIFT Flow's and NYUDv2's are written as BGR there."""
+    x = np.float32([[[[10, 20, 30]]]])
+    expected = {
+        "fcn8s_voc": (30 - 104.00699, 20 - 116.66877, 10 - 122.67892),
+        "fcn8s_siftflow": (30 - 114.578, 20 - 115.294, 10 - 108.353),
+        "fcn32s_nyud_color": (30 - 116.190, 20 - 97.203, 10 - 92.318),
+        "fcn32s_nyud_hha": (10 - 132.431, 20 - 94.076, 30 - 118.477),
+    }
+    for name, values in expected.items():
+        layer = build_network(runs_of(RECIPES[name])[0].override(width_multiplier=1 / 32, weights=None), 4).get_layer(
+            "preprocessing"
+        )
+        np.testing.assert_allclose(layer(x)[0, 0, 0], values, rtol=1e-6)
+    recipe = RECIPES["fcn32s_nyud_color_d"].override(width_multiplier=1 / 32, weights=None)
+    depth = build_network(recipe, 4).get_layer("preprocessing")(np.float32([[[[10, 20, 30, 8]]]]))
+    np.testing.assert_allclose(depth[0, 0, 0], (30 - 116.190, 20 - 97.203, 10 - 92.318, 8 - 7.844), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_voc")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FCN])
 def test_other_recipes_name_data_that_has_a_loader(name):
     assert RECIPES[name].data in DATA_SETS
 
@@ -106,6 +198,37 @@ def test_transforms_come_in_the_documented_order():
     scaled, *_, crop = recipe_transforms(base.override(random_scale=(0.5, 2.0)), (1, 2, 3))
     assert (scaled.minimum, scaled.maximum) == (0.25, 1.0) and (crop.size, crop.mean) == ((8, 9), (1, 2, 3))
     assert recipe_transforms(base, (1, 2, 3))[0] == Resize(0.5)
+    # Behind whatever moves the label.
+    assert recipe_transforms(base.override(loss_sampling=0.25, loss_sampling_cell=8), (1, 2, 3))[-1] == LossSampling(0.25, 8)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "share", "images"), [(1, 1.0, 1), (1, 0.5, 2), (3, 0.2, 15), (3, 0.3, 10), (2, 1 / 3, 6), (4, 0.8, 5)]
+)
+def test_loss_sampling_takes_more_images(batch_size, share, images):
+    assert images_per_pass(RECIPES["shapes"].override(batch_size=batch_size, loss_sampling=share)) == images
+
+
+def test_loss_sampling_that_makes_no_whole_number_of_images_is_refused():
+    base = RECIPES["shapes"].override(batch_size=1)
+    with pytest.raises(
+        KerassegError, match=r"^loss_sampling=0.3 makes 3.33333 images of batch_size=1, .* a multiple of 3, or .*…$"
+    ):
+        images_per_pass(base.override(loss_sampling=0.3))
+    for share in (0, -0.5, 1.5, 1e-9):
+        with pytest.raises(KerassegError, match=f"^loss_sampling={share}: expected above 0 to 1"):
+            images_per_pass(base.override(loss_sampling=share))
+
+
+def test_images_of_rare_classes_train_twice_and_validate_once(tmp_path):
+    base = RECIPES["camvid_small"].override(data_dir=str(write_camvid(tmp_path)))
+    recipe = base.override(bootstrap_classes=("pole",))
+    plain, twice = open_training_data(base), open_training_data(recipe)
+    rare = [example.id for example in plain if (example.label == plain.labels.classes.index("pole")).any()]
+    assert 0 < len(rare) < len(plain) and list(twice.ids) == [*plain.ids, *rare]
+    assert open_recipe_data(recipe, "train").ids == plain.ids
+    with pytest.raises(KerassegError, match=r"data set 'camvid' has no class 'pol': did you mean 'pole'\?"):
+        open_training_data(base.override(bootstrap_classes=("pol",)))
 
 
 def test_an_unknown_field_is_named_with_the_nearest():

@@ -1,21 +1,13 @@
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import kerasseg
 from kerasseg import KerassegError
+from kerasseg.data import Share
 from kerasseg.losses import SegmentationCrossEntropy
-from kerasseg.recipes import RECIPES
-from kerasseg.schedules import make_schedule
 from kerasseg.training import CaffeSGD, Trainer, make_strategy
-from kerasseg.training.optimizers import make_optimizer
+from kerasseg.training.trainer import NonFiniteLossError
 
 SIZE = (5, 7)
 
@@ -42,9 +34,9 @@ def examples(count, seed=0, classes=3):
 
 
 def feed_of(images, labels, batch):
-    def feed(start, slices):
-        data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch // slices, drop_remainder=True).repeat()
-        return data.skip(start * slices)
+    def feed(start, share):
+        assert share == Share()
+        return tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch, drop_remainder=True).repeat().skip(start)
 
     return feed
 
@@ -63,99 +55,14 @@ def softmax_gradient(weights, images, labels, normalization):
     return loss / share, [(x.T @ p).reshape(1, 1, 3, -1) / share, p.sum(0) / share]
 
 
+def make_trainer(model, rate, normalization="valid", momentum=0.0, loss=None, **arguments):
+    loss = loss or SegmentationCrossEntropy(normalization)
+    return Trainer(model, optimizer=CaffeSGD(rate, momentum), loss=loss, **arguments)
+
+
 def train(model, rate, images, labels, batch, steps, normalization="valid", **arguments):
-    optimizer = CaffeSGD(rate, arguments.pop("momentum", 0.0))
-    loss = arguments.pop("loss", None) or SegmentationCrossEntropy(normalization)
-    trainer = Trainer(model, optimizer=optimizer, loss=loss, **arguments)
+    trainer = make_trainer(model, rate, normalization, **arguments)
     return list(trainer.train(feed_of(images, labels, batch), steps))
-
-
-# Optimizers and schedules
-
-
-def test_caffe_sgd_is_caffes_rule():
-    generator = np.random.default_rng(0)
-    values = {
-        "a/kernel": generator.normal(size=(3, 4)),
-        "a/bias": generator.normal(size=4),
-        "b/kernel": generator.normal(size=(2,)),
-    }
-    multipliers = {r".*/bias": (2.0, 0.0), r"b/.*": (10.0, 0.5)}
-    factors = {"a/kernel": (1.0, 1.0), "a/bias": (2.0, 0.0), "b/kernel": (10.0, 0.5)}
-    rates, momentum, decay = [0.1, 0.1, 0.01, 0.01, 0.001], 0.9, 0.05
-    variables = []
-    for path, value in values.items():
-        variables.append(keras.Variable(value, dtype="float32", name=path.split("/")[1]))
-        variables[-1]._path = path
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [0.1, 0.01, 0.001])
-    optimizer = CaffeSGD(schedule, momentum, decay, multipliers)
-    optimizer.build(variables)
-    velocity = {path: np.zeros_like(value) for path, value in values.items()}
-    for rate in rates:
-        gradients = {path: generator.normal(size=value.shape) for path, value in values.items()}
-        assert float(optimizer.learning_rate) == pytest.approx(rate)
-        optimizer.apply([tf.constant(gradient, tf.float32) for gradient in gradients.values()], variables)
-        for path, (r, d) in factors.items():
-            # SGDSolver::ComputeUpdateValue: history = local_rate · (diff + local_decay · data) + momentum · history
-            velocity[path] = rate * r * (gradients[path] + decay * d * values[path]) + momentum * velocity[path]
-            values[path] = values[path] - velocity[path]
-    for variable, path in zip(variables, values, strict=True):
-        np.testing.assert_allclose(variable.numpy(), values[path], rtol=2e-6, atol=1e-6)
-
-
-def test_rate_zero_freezes():
-    variable = keras.Variable([1.0, 2.0], name="kernel")
-    optimizer = CaffeSGD(0.1, 0.9, 0.1, {"kernel": (0.0, 1.0)})
-    for _ in range(3):
-        optimizer.apply([tf.constant([1.0, 1.0])], [variable])
-    assert variable.numpy().tolist() == [1.0, 2.0]
-
-
-def test_a_compiled_model_keeps_its_velocities(tmp_path):
-    model = network()
-    optimizer = CaffeSGD(make_schedule("poly", 0.1, iterations=10), 0.9, 1e-3, {".*/bias": (2.0, 0.0)})
-    model.compile(optimizer, loss=SegmentationCrossEntropy())
-    images, labels = examples(4)
-    model.fit(images, labels, batch_size=2, epochs=2, verbose=0)
-    model.save(tmp_path / "model.keras")
-    opened = kerasseg.load_model(tmp_path / "model.keras")
-    assert isinstance(opened.optimizer, CaffeSGD) and opened.optimizer.get_config() == optimizer.get_config()
-    pairs = list(zip(optimizer.variables, opened.optimizer.variables, strict=True))
-    assert sum(np.abs(np.asarray(before)).max() > 0 for before, _ in pairs if "velocity" in before.path) == 2
-    for before, after in pairs:
-        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
-    for trained in (model, opened):
-        trained.fit(images, labels, batch_size=4, shuffle=False, verbose=0)
-    for before, after in zip(model.get_weights(), opened.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
-
-
-def test_schedules_are_the_papers_formulas():
-    steps = (0, 1, 29, 30, 59, 60, 99)
-    poly = make_schedule("poly", 0.5, iterations=100, power=0.9)
-    step = make_schedule("step", 0.5, iterations=100, step_size=30, gamma=0.1)
-    assert make_schedule("fixed", 0.5, iterations=100) == 0.5
-    for t in steps:
-        assert float(poly(t)) == pytest.approx(0.5 * (1 - t / 100) ** 0.9, rel=1e-6)
-        assert float(step(t)) == pytest.approx(0.5 * 0.1 ** (t // 30), rel=1e-6)
-    assert float(poly(100)) == 0.0
-    with pytest.raises(KerassegError, match="step_size"):
-        make_schedule("step", 0.5, iterations=100)
-    with pytest.raises(KerassegError, match="expected one of fixed, step, poly"):
-        make_schedule("cosine", 0.5, iterations=100)
-
-
-def test_a_recipe_makes_its_optimizer():
-    caffe = make_optimizer(RECIPES["fcn_alexnet_voc"])
-    assert isinstance(caffe, CaffeSGD) and (caffe.momentum, caffe.l2_decay) == (0.9, 5e-4)
-    assert caffe.multipliers_of("score_fr/bias") == (2.0, 0.0) and caffe.multipliers_of("conv1/bias") == (1.0, 1.0)
-    assert isinstance(make_optimizer(RECIPES["shapes"]), keras.optimizers.Adam)
-    for wrong, message in (
-        ({"optimizer": "lion"}, "expected one of sgd, adam"),
-        ({"multipliers": {".*": (1.0, 1.0)}}, "multipliers"),
-    ):
-        with pytest.raises(KerassegError, match=message):
-            make_optimizer(RECIPES["shapes"].override(**wrong))
 
 
 # The step
@@ -187,21 +94,6 @@ def test_accumulation_equals_a_large_batch(normalization):
     np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-5)
     for one, other in zip(*(weights for weights, _ in results), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
-
-
-def test_two_replicas_equal_one_device():
-    script = Path(__file__).with_name("two_replicas.py")
-    paths = os.pathsep.join([str(script.parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["replicas"] == 2
-    for normalization in ("valid", "sum"):
-        curves = result[normalization]
-        assert curves["one"][-1] < curves["one"][0]
-        np.testing.assert_allclose(curves["two"], curves["one"], rtol=1e-4)
-        assert curves["weights"] < 1e-4
 
 
 def test_a_batch_without_a_labelled_pixel_changes_nothing():
@@ -243,11 +135,162 @@ def test_a_regulariser_counts_once(batch, accumulation):
     np.testing.assert_allclose(model.get_weights()[0], before[0] - 0.1 * (gradients[0] + 0.6 * before[0]), rtol=1e-5, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_training():
+@pytest.mark.parametrize(("accumulation", "steps_per_call"), [(1, 1), (2, 1), (1, 5)])
+def test_a_loss_that_is_not_finite_stops_training(accumulation, steps_per_call):
+    """At once, also amid a call; the weights are those before, and the place is named."""
+    model, (images, labels) = network(), examples(12)
+    images[4 * accumulation - 1, 3, 3] = np.nan
+    clean = network()
+    arguments = {"accumulation": accumulation, "steps_per_call": steps_per_call, "momentum": 0.9}
+    train(clean, 0.1, *examples(12), 2, 1, **arguments)
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(model, 0.1, images, labels, 2, 5, **arguments)
+    assert str(caught.value) == "the loss became nan at step 2, learning rate 0.1; first in the images: lower --learning-rate"
+    assert (caught.value.step, caught.value.learning_rate) == (2, pytest.approx(0.1))
+    for weight, before in zip(model.get_weights(), clean.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, before)
+
+
+def test_several_steps_per_call_are_the_same_steps():
+    """Bit for bit; at the numbers asked for, the state is that of the step just yielded."""
+    images, labels = examples(14)
+    runs = []
+    for steps_per_call in (1, 5):
+        trainer = make_trainer(network(), 0.1, momentum=0.9, steps_per_call=steps_per_call)
+        steps, states = [], {}
+        for step in trainer.train(feed_of(images, labels, 2), 17, stops=(4, 6)):
+            steps.append(step)
+            if trainer.step == step.step:
+                states[step.step] = trainer.state()
+        runs.append((steps, states))
+    (one, every), (several, some) = runs
+    assert one == several and [step.step for step in one] == list(range(1, 18))
+    # From 8 a call could do 5 steps, but 12 is one to stop at.
+    assert sorted(some) == [4, 6, 8, 12, 16, 17] and sorted(every) == list(range(1, 18))
+    for number, state in some.items():
+        for value, other in zip(state.values(), every[number].values(), strict=True):
+            np.testing.assert_array_equal(value, other)
+
+
+def test_gradients_are_clipped_by_their_common_norm():
     model, (images, labels) = network(), examples(4)
-    images[2, 3, 3] = np.nan
-    with pytest.raises(KerassegError, match=r"the loss became nan at step 2: lower --learning-rate \(now 0\.1\)"):
-        train(model, 0.1, images, labels, 2, 5)
+    before = model.get_weights()
+    _, gradients = softmax_gradient(before, images, labels, "valid")
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+    for limit, factor in ((norm / 3, 1 / 3), (norm * 2, 1.0)):
+        model.set_weights(before)
+        train(model, 0.5, images, labels, 4, 1, clip_norm=limit)
+        for weight, old, gradient in zip(model.get_weights(), before, gradients, strict=True):
+            np.testing.assert_allclose(weight, old - 0.5 * factor * gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_the_loss_does_not_see_only_decays():
+    images, labels = examples(4)
+    for accumulation in (1, 2):
+        model = network(("semantic", "unused"))
+        before = model.get_layer("unused").get_weights()
+        optimizer = CaffeSGD(0.1, 0.0, 0.5)
+        loss = {"semantic": SegmentationCrossEntropy(), "unused": Unseen()}
+        trainer = Trainer(model, optimizer=optimizer, loss=loss, accumulation=accumulation)
+        list(trainer.train(feed_of(images, {"semantic": labels, "unused": labels}, 2), 1))
+        for weight, old in zip(model.get_layer("unused").get_weights(), before, strict=True):
+            np.testing.assert_allclose(weight, 0.95 * old, rtol=1e-6)
+
+
+class Unseen(SegmentationCrossEntropy):
+    """Does not depend on the logits at all."""
+
+    def totals(self, label, logits):
+        return tf.zeros(()), tf.ones(())
+
+
+def test_accumulation_knows_the_weight_of_a_subsampled_label():
+    """Logits at a stride of their own: the normaliser counts the label's pixels that the loss sees."""
+    generator = np.random.default_rng(5)
+    images = generator.random((4, 9, 9, 3), np.float32)
+    labels = generator.integers(0, 3, (4, 9, 9)).astype(np.int32)
+    labels[1, :, :6] = labels[3, 2:] = 255
+    weights = []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        keras.utils.set_random_seed(3)
+        image = keras.Input((9, 9, 3))
+        model = keras.Model(image, keras.layers.Conv2D(3, 1, 4, bias_initializer="normal", name="score")(image))
+        train(model, 0.5, images, labels, batch, 2, accumulation=accumulation)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+    unsized = keras.Input((None, None, 3))
+    model = keras.Model(unsized, keras.layers.Conv2D(3, 1, 4, bias_initializer="normal")(unsized))
+    feed = feed_of(images, labels, 1)
+    trainer = make_trainer(model, 0.1, accumulation=4)
+    vague = (tf.TensorSpec((1, None, None, 3)), tf.TensorSpec((1, None, None), tf.int32))
+
+    def of_any_size(start, share):
+        return tf.data.Dataset.from_generator(lambda: feed(start, share), output_signature=vague)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="pass crop_size"):
+        list(trainer.train(of_any_size, 1))
+
+
+def test_xla_compiles_the_same_step():
+    images, labels = examples(8)
+    runs = []
+    for jit_compile in (False, True):
+        model = network()
+        steps = train(model, 0.1, images, labels, 2, 3, momentum=0.9, clip_norm=0.1, jit_compile=jit_compile)
+        runs.append(([step.loss for step in steps], model.get_weights()))
+    np.testing.assert_allclose(runs[1][0], runs[0][0], rtol=1e-5)
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
+def half_network():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_float16_trains_as_float32_by_scaling_the_loss(accumulation):
+    """The gradients are far below float16's smallest number, 6e-8, without the factor."""
+    images, labels = examples(8)
+    moved = []
+    for model, scaling in ((network(), False), (half_network(), True), (half_network(), False)):
+        before = model.get_weights()[0]
+        tiny = {"accumulation": accumulation, "loss_weights": {"logits": 1e-7}}
+        train(model, 1e6, images, labels, 2, 1, loss_scaling=scaling, **tiny)
+        moved.append(model.get_weights()[0] - before)
+    assert np.abs(moved[0]).max() > 0.005
+    np.testing.assert_allclose(moved[1], moved[0], atol=0.02 * np.abs(moved[0]).max())
+    assert np.abs(moved[2] - moved[0]).max() > 0.1 * np.abs(moved[0]).max()
+
+
+def test_a_step_that_leaves_float16_counts_but_changes_no_weight():
+    images, labels = examples(8)
+    trainer = make_trainer(half_network(), 0.1, momentum=0.9, loss_scaling=True)
+    state = trainer.state()
+    assert [name.split("/", 2)[2] for name in state if name.startswith("trainer")] == ["loss_scale:0", "finite_steps:0"]
+    name = next(name for name in state if "loss_scale" in name)
+    trainer.restore({**state, name: np.float32(2.0**120)})
+    losses = [step.loss for step in trainer.train(feed_of(images, labels, 2), 3)]
+    assert np.isfinite(losses).all() and trainer.step == 3
+    after = trainer.state()
+    assert after[name] == 2.0**117
+    for key, value in state.items():
+        if key.startswith("model") or "velocity" in key:
+            np.testing.assert_array_equal(after[key], value)
+
+
+def test_the_scale_grows_after_2000_finite_steps():
+    images, labels = examples(2)
+    trainer = make_trainer(half_network(), 0.0, loss_scaling=True, steps_per_call=400)
+    state = trainer.state()
+    scale, count = (next(name for name in state if part in name) for part in ("loss_scale", "finite_steps"))
+    trainer.restore({**state, count: np.int32(1998)})
+    scales = [trainer.state()[scale] for _ in trainer.train(feed_of(images, labels, 2), 3, stops=(1,))]
+    assert scales == [2.0**15, 2.0**16, 2.0**16]
 
 
 def test_a_loss_that_does_not_fit_says_so_in_one_line():
@@ -283,6 +326,16 @@ def test_strategies_are_checked():
         make_strategy("mirored")
     with pytest.raises(KerassegError, match="before TensorFlow starts"):
         make_strategy("mirrored", replicas=1 + len(tf.config.list_logical_devices("CPU")))
+
+
+def test_tpu_without_a_tpu_says_what_was_looked_for(monkeypatch):
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    with pytest.raises(KerassegError, match="looked for a TPU of this machine .TPU_NAME is not set. and found none") as caught:
+        make_strategy("tpu")
+    assert "\n" not in str(caught.value) and "--strategy one" in str(caught.value)
+    monkeypatch.setenv("TPU_NAME", "grpc://localhost:1")
+    with pytest.raises(KerassegError, match="looked for the TPU named by TPU_NAME='grpc://localhost:1' and found none"):
+        make_strategy("tpu")
 
 
 # Shelhamer et al. 2017, §6.2: momentum p at batch size k weighs examples as p' = p^(1/k) at batch size 1.
@@ -333,4 +386,4 @@ def test_a_feed_that_ends_says_so():
     images, labels = examples(2)
     trainer = Trainer(network(), optimizer=CaffeSGD(0.1))
     with pytest.raises(KerassegError, match="the feed ended before step 2 of 3: let it repeat"):
-        list(trainer.train(lambda start, slices: tf.data.Dataset.from_tensor_slices((images, labels)).batch(2), 3))
+        list(trainer.train(lambda start, share: tf.data.Dataset.from_tensor_slices((images, labels)).batch(2), 3))

@@ -1,9 +1,7 @@
 """AlexNet in its CaffeNet form, with its fully connected layers as convolutions."""
 
-import keras
-
 from kerasseg.backbones.building import conv, scaled_width
-from kerasseg.layers import CeilMaxPooling2D, LocalResponseNormalization
+from kerasseg.layers import CeilMaxPooling2D, Dropout, LocalResponseNormalization
 
 
 def caffenet(
@@ -47,5 +45,5 @@ def caffenet(
     x = pool(conv(x, width(256, 2), 3, "conv5", groups=2), 5)
     for name, kernel, padding in (("fc6", 6, fc6_padding), ("fc7", 1, "valid")):
         x = levels[name] = conv(x, width(4096), kernel, name, padding=padding)
-        x = keras.layers.Dropout(dropout_rate, name=name.replace("fc", "drop"))(x)
+        x = Dropout(dropout_rate, name=name.replace("fc", "drop"))(x)
     return {**levels, "fc7": x}

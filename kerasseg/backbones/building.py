@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 from kerasseg.errors import KerassegError
-from kerasseg.layers import Conv2D, Preprocessing
+from kerasseg.layers import BatchNormalization, Conv2D, Preprocessing
 
 
 def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, str] | None = None):
@@ -89,6 +89,19 @@ def conv(x, filters: int, kernel_size: int, name: str, *, padding: str | int = "
         padding = "valid"
     arguments = {"activation": "relu", "kernel_initializer": "he_normal", **arguments}
     return Conv2D(filters, kernel_size, padding=padding, name=name, **arguments)(x)
+
+
+def batch_norm(x, name: str, **arguments):
+    """Applies batch normalisation, by the statistics of all replicas' examples together.
+
+    Let its ReLU follow directly: TensorFlow then computes the two as one.
+
+    Args:
+        x: Shape `(B, H, W, C)`.
+        name: The authors' layer name.
+        **arguments: Further arguments of `kerasseg.layers.BatchNormalization`.
+    """
+    return BatchNormalization(name=name, **{"synchronized": True, **arguments})(x)
 
 
 def with_weights(model: keras.Model, weights: str | Path | None, pretrained: Callable | None = None) -> keras.Model:

@@ -5,7 +5,7 @@ import numpy as np
 
 from kerasseg.backbones.building import conv, scaled_width
 from kerasseg.errors import KerassegError
-from kerasseg.layers import CeilMaxPooling2D, Preprocessing
+from kerasseg.layers import CeilMaxPooling2D, Dropout, Preprocessing
 
 # Convolutions in each block and their width.
 _BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -47,7 +47,7 @@ def vgg16(
     for name, kernel, padding in (("fc6", 7, fc6_padding), ("fc7", 1, "valid")):
         x = conv(x, scaled_width(4096, width_multiplier), kernel, name + suffix, padding=padding)
         levels[name] = x
-        x = keras.layers.Dropout(dropout_rate, name=name.replace("fc", "drop") + suffix)(x)
+        x = Dropout(dropout_rate, name=name.replace("fc", "drop") + suffix)(x)
     return {**levels, "fc7": x}
 
 

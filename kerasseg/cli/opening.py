@@ -12,7 +12,7 @@ from kerasseg.tables import did_you_mean
 
 
 class Opened(NamedTuple):
-    """A network with what its run knows about it: the recipe and the classes, `None` for a bare model file."""
+    """A network with what its run knows about it: the recipe (of its last stage) and the classes, `None` for a bare file."""
 
     model: Any
     path: Path
@@ -30,7 +30,7 @@ def open_run_or_model(path: str | None) -> Opened:
     """
     path = newest_run().path if path is None else Path(path)
     run = Run(path) if path.is_dir() else None
-    recipe = Recipe.from_json(run.recipe()) if run else None
+    recipe = Recipe.from_json(run.recipe()).final() if run else None
     start_tensorflow()
     from kerasseg.evaluation import load_model
 

@@ -3,16 +3,18 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
 from collections.abc import Mapping
+from typing import Any
 
 from kerasseg.errors import KerassegError
-from kerasseg.recipes import RECIPES, Recipe
+from kerasseg.recipes import RECIPES, Recipe, Stage
 
 # Set by --recipe, or only told.
-_NOT_OPTIONS = ("name", "paper", "expected", "command")
+_NOT_OPTIONS = ("name", "stages", "paper", "expected", "command")
 # What `train.py --arch X` means where no recipe is named.
 _DEFAULT_RECIPE = "shapes"
 
@@ -30,9 +32,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         arguments = {"dest": field.name, "default": argparse.SUPPRESS, "help": help_text}
         if hint is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, **arguments)
-        elif typing.get_origin(hint) is Mapping or "Mapping" in str(hint):
-            parse = parse_multiplier if field.name == "multipliers" else parse_assignment
-            group.add_argument(option, nargs="+", type=parse, metavar="NAME=VALUE", **arguments)
+        elif hint in _ENTRY_READERS:
+            group.add_argument(option, nargs="+", type=_ENTRY_READERS[hint], metavar="NAME=VALUE", **arguments)
         else:
             group.add_argument(option, type=_parser_of(hint), metavar=option[2:].upper(), **arguments)
 
@@ -42,8 +43,7 @@ def _parser_of(hint):
     members = [m for m in typing.get_args(hint) if m is not types.NoneType] if "|" in str(hint) else [hint]
     (member,) = members
     optional = len(members) != len(typing.get_args(hint) or members)
-    readers = {tuple[int, int]: parse_size, tuple[float, float]: parse_pair, tuple[float, ...]: parse_range}
-    read = readers.get(member, member)
+    read = _READERS.get(member, member)
 
     def parse(text: str):
         return None if optional and text.lower() == "none" else read(text)
@@ -96,6 +96,35 @@ def parse_multiplier(text: str) -> tuple[str, tuple[float, float]]:
     return pattern, numbers
 
 
+def parse_factor(text: str) -> tuple[str, float]:
+    """Reads `name=number`."""
+    name, sign, value = text.rpartition("=")
+    numbers = parse_range(value) if sign else ()
+    if len(numbers) != 1:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected NAME=NUMBER, such as semantic=1")
+    return name, numbers[0]
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Reads names between commas; nothing is no name."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+# How an option of each type is read; a mapping comes entry by entry.
+_READERS = {
+    tuple[int, int]: parse_size,
+    tuple[float, float]: parse_pair,
+    tuple[float, ...]: parse_range,
+    tuple[str, ...]: parse_names,
+}
+_ENTRY_READERS = {
+    Mapping[str, Any]: parse_assignment,
+    Mapping[str, float]: parse_factor,
+    Mapping[str, tuple[float, float]]: parse_multiplier,
+}
+_MAPPINGS = tuple(name for name, hint in typing.get_type_hints(Recipe).items() if hint in _ENTRY_READERS)
+
+
 def resolve_recipe(options: argparse.Namespace) -> Recipe:
     """Makes the recipe that a command line describes: the named one, or the default one, with the options on top.
 
@@ -112,26 +141,57 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     """Changes the fields of a recipe that the command line names.
 
     Mappings are merged, the command line's entries first: of several multipliers that match, the first counts. Paths become
-    absolute, so that the run can be used from another folder.
+    absolute, so that the run can be used from another folder. In a recipe with stages, the options hold in each of them, or in
+    the one that `--stage` names.
 
     Args:
         recipe: The recipe.
-        options: What `add_recipe_options` parsed.
+        options: What `add_recipe_options` parsed, and `stage`.
+    Raises:
+        KerassegError: If there is no such stage, or an option would make its stages one and the same.
     """
-    given = _given(options)
-    for name in ("arguments", "multipliers"):
-        if name in given:
-            given[name] = {**given[name], **{k: v for k, v in getattr(recipe, name).items() if k not in given[name]}}
+    given, chosen = _given(options), getattr(options, "stage", None)
     for name in ("data_dir", "weights"):
         if given.get(name) and given[name] != "imagenet" and "://" not in given[name]:
             given[name] = os.path.abspath(given[name])
-    return recipe.override(**given)
+    if chosen and not recipe.stages:
+        raise KerassegError(f"recipe {recipe.name} has no stages, received --stage {chosen}: omit it")
+    if not recipe.stages:
+        return recipe.override(**_merged(recipe, given))
+    _check_contradictions(recipe, given)
+    if chosen:
+        recipe.stage(chosen)
+        return recipe.override(stages=tuple(_changed(recipe, stage, given, stage.name == chosen) for stage in recipe.stages))
+    stages = tuple(
+        _changed(recipe, stage, {name: value for name, value in given.items() if name in stage.changes}) for stage in recipe.stages
+    )
+    return recipe.override(**_merged(recipe, given), stages=stages)
+
+
+def _merged(recipe: Recipe, given: Mapping) -> dict:
+    """What was given, the recipe's own entries after those of each mapping."""
+    rest = {name: {k: v for k, v in getattr(recipe, name).items() if k not in given[name]} for name in _MAPPINGS if name in given}
+    return {name: {**value, **rest[name]} if name in rest else value for name, value in given.items()}
+
+
+def _changed(recipe: Recipe, stage: Stage, given: Mapping, chosen: bool = True) -> Stage:
+    if not chosen:
+        return stage
+    return dataclasses.replace(stage, changes={**stage.changes, **_merged(recipe.stage(stage.name), given)})
+
+
+def _check_contradictions(recipe: Recipe, given: Mapping) -> None:
+    if "arch" in given and any("arch" in stage.changes for stage in recipe.stages):
+        networks = ", ".join(f"{stage.name} ({recipe.stage(stage.name).arch})" for stage in recipe.stages)
+        raise KerassegError(
+            f"--arch {given['arch']} contradicts recipe {recipe.name}, whose stages are {networks}: omit it, or name another recipe"
+        )
 
 
 def _given(options: argparse.Namespace) -> dict:
     fields = [f.name for f in dataclasses.fields(Recipe) if f.name not in _NOT_OPTIONS]
     given = {name: getattr(options, name) for name in fields if hasattr(options, name)}
-    return {name: dict(value) if name in ("arguments", "multipliers") else value for name, value in given.items()}
+    return {name: dict(value) if name in _MAPPINGS else value for name, value in given.items()}
 
 
 def _adapt_default(base: Recipe, given: Mapping) -> Recipe:
@@ -156,20 +216,37 @@ def offered_arguments(recipe: Recipe) -> Recipe:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Refuses unknown networks and impossible numbers at once, before TensorFlow is imported.
+    """Refuses unknown networks and impossible numbers at once, in every stage, before TensorFlow is imported.
 
     Raises:
-        KerassegError: If there is no such network, or a count is not positive.
+        KerassegError: If there is no such network, or a number is out of range.
     """
     from kerasseg.models import MODELS
 
-    if recipe.arch not in MODELS:
-        MODELS[recipe.arch]
-    for name in ("batch_size", "iterations", "accumulation", "checkpoint_every", "keep_checkpoints"):
-        if getattr(recipe, name) < 1:
-            raise KerassegError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: expected at least 1")
-    if not 0 <= recipe.seed < 2**32:
-        raise KerassegError(f"--seed {recipe.seed}: expected 0 to {2**32 - 1}")
-    for name in ("replicas", "validate_every", "validation_images", "step_size"):
-        if getattr(recipe, name) is not None and getattr(recipe, name) < 1:
-            raise KerassegError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: expected at least 1, or none")
+    for one in [recipe.stage(stage.name) for stage in recipe.stages] or [recipe]:
+        if one.arch not in MODELS:
+            MODELS[one.arch]
+        for names, (fits, expected) in _RANGES.items():
+            for name in names.split():
+                value = getattr(one, name)
+                if value is not None and not fits(value):
+                    raise KerassegError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+        if one.warmup_steps >= one.iterations:
+            raise KerassegError(f"--warmup-steps {one.warmup_steps}: expected fewer than --iterations {one.iterations}")
+
+
+# Fields → what their numbers must be, and how that is said.
+_RANGES = {
+    "batch_size iterations accumulation checkpoint_every keep_checkpoints steps_per_call loss_sampling_cell join_timeout": (
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    "replicas validate_every validation_images step_size": (lambda value: value >= 1, "at least 1, or none"),
+    "seed": (lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}"),
+    "loss_sampling hard_pixel_share": (lambda value: 0 < value <= 1, "a share above 0, at most 1"),
+    "image_scale width_multiplier": (lambda value: 0 < value < math.inf, "a number above 0"),
+    "clip_norm": (lambda value: 0 < value < math.inf, "a number above 0, or none"),
+    "learning_rate warmup_rate weight_decay color_jitter": (lambda value: 0 <= value < math.inf, "a number that is not negative"),
+    "warmup_steps jitter": (lambda value: value >= 0, "0 or more"),
+    "momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
+}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kerasseg.cli.running import make_parser, run_command
 from kerasseg.errors import KerassegError
+from kerasseg.recipes import Recipe
 from kerasseg.runs import Run, atomic_path
 
 
@@ -16,7 +17,7 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 def parser() -> argparse.ArgumentParser:
     """Makes the parser of `tools/plot_log.py`."""
-    made = make_parser("plot_log.py", "Draw a run's loss and validation mean IoU. Needs matplotlib.")
+    made = make_parser("plot_log.py", "Draw a run's loss and validation mean IoU, of all its stages. Needs matplotlib.")
     made.add_argument("run", help="run directory")
     made.add_argument("--out", default="curve.png", help="PNG to write")
     return made
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> None:
         KerassegError: If the run has no log or matplotlib is missing.
     """
     options = parser().parse_args(arguments)
-    records = Run(options.run).read_log()
+    records, borders = _read(Run(options.run))
     if not records:
         raise KerassegError(f"{options.run} has no log.jsonl with steps: name a run directory that train.py made")
     try:
@@ -43,6 +44,8 @@ def run(arguments: Sequence[str]) -> None:
     steps = [r["step"] for r in records]
     axis.plot(steps, smoothed([r["loss"] for r in records], 50), color="tab:blue", label="training loss, mean of 50 steps")
     axis.set(xlabel="optimiser step", ylabel="loss", ylim=(0, None))
+    for border in borders:
+        axis.axvline(border, color="tab:gray", linestyle=":")
     scored = [(r["step"], 100 * r["mean_iou"]) for r in records if "mean_iou" in r]
     if scored:
         right = axis.twinx()
@@ -52,6 +55,21 @@ def run(arguments: Sequence[str]) -> None:
     with atomic_path(options.out) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
     print(options.out)
+
+
+def _read(run: Run) -> tuple[list[dict], list[int]]:
+    """A run's log; those of its stages one behind the other, and the steps at which one follows another."""
+    logs = [run.read_log()]
+    if not logs[0] and run.exists:
+        stages = Recipe.from_json(run.recipe()).stages
+        logs = [run.stage(number, stage.name).read_log() for number, stage in enumerate(stages, start=1)]
+    records, borders = [], []
+    for log in filter(None, logs):
+        if records:
+            borders.append(records[-1]["step"])
+        offset = borders[-1] if borders else 0
+        records += [{**record, "step": record["step"] + offset} for record in log]
+    return records, borders
 
 
 def main() -> int:

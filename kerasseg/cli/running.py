@@ -1,12 +1,30 @@
 """How every command line starts and ends: one-line errors, exit codes, quiet libraries."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from kerasseg.errors import KerassegError
+from kerasseg.runs import Preempted, Run
 from kerasseg.tables import import_lazily
+
+_FULL = "free some space there, then {again}; what was saved before is whole"
+_OTHER_FOLDER = "name a folder that can be written (--run-dir, --out), or make this one so and {again}"
+_NO_FOLDER = "expected a folder, received a file: move it away or name another (--run-dir, --out), then {again}"
+# What the system refused → what to do about it.
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "let files be larger (ulimit -f), then {again}; what was saved before is whole",
+    errno.EROFS: _OTHER_FOLDER,
+    errno.EACCES: _OTHER_FOLDER,
+    errno.EPERM: _OTHER_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,25 +69,46 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         command: Function of the argument list.
         arguments: The command line without the program's name; `sys.argv`'s by default.
     Returns:
-        Exit code: 0; 2 after an error that the user can mend; 130 after Ctrl-C.
+        Exit code: 0; 2 after an error that the user can mend; 130 after Ctrl-C; 143 after SIGTERM, where training saved its state.
     """
     # The user's own choice wins; left alone, TensorFlow prints a page of notices about the machine.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command(arguments)
-    except KerassegError as error:
+    except (KerassegError, OSError) as error:
+        # A disk that is full, a file where a folder should be: the user can mend them as well as a mistake.
         if "--debug" in arguments:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = _describe(error) if isinstance(error, OSError) else str(error)
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
         return 2
-    except OSError as error:
-        # A disk that is full, a file where a folder should be: the user can mend it, too.
-        if "--debug" in arguments:
-            raise
-        print(f"error: {': '.join(str(part) for part in (error.strerror or error, error.filename) if part)}", file=sys.stderr)
-        return 2
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _describe(error: OSError) -> str:
+    """What the system refused, of which file, and how to go on."""
+    name, remedy = error.filename, _REMEDIES.get(error.errno)
+    resume = _resume_command(name) if isinstance(name, str) else None
+    if remedy is _NO_FOLDER and isinstance(name, str):
+        # The system names what it wanted to make below it.
+        name = next((path for path in (Path(name), *Path(name).parents) if path.is_file()), name)
+    parts = [str(part) for part in (error.strerror or error, name) if part]
+    if remedy:
+        parts.append(remedy.format(again=f"go on with {resume}" if resume else "run the command again"))
+    return ": ".join(parts)
+
+
+def _resume_command(file: str) -> str | None:
+    """How to go on with the run whose training writes a file; `None` if no run that was begun does."""
+    written = ("checkpoints", "stages", "tensorboard", "log.jsonl", "model.keras", "recipe.json")
+    for folder in reversed(Path(file).parents):
+        if Run(folder).exists and Path(file).relative_to(folder).parts[0] in written:
+            return Run(folder).resume_command
+    return None

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 
+from kerasseg.cli.display import Display
 from kerasseg.cli.options import add_recipe_options, check_names, offered_arguments, resolve_recipe, with_options
-from kerasseg.cli.progress import Progress
+from kerasseg.cli.progress import duration
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.errors import KerassegError
 from kerasseg.models import MODELS
@@ -20,9 +20,10 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser("train.py", "Train a network. Without --recipe: built-in data, a narrow network, minutes on a CPU.")
     made.epilog = f"networks: {', '.join(MODELS)}. recipes: {', '.join(RECIPES)}."
     made.add_argument("--recipe", default=None, help="recipe to start from")
+    made.add_argument("--stage", default=None, help="only this stage of the recipe (default: all that are not finished)")
     made.add_argument("--run-dir", default=None, help="run directory; one that exists is resumed (default: a new one under runs/)")
     made.add_argument("--init", default=None, help="run or model whose weights to start from, all that fit")
-    made.add_argument("--dry-run", action="store_true", help="check everything, show the recipe and the network, train nothing")
+    made.add_argument("--dry-run", action="store_true", help="check everything, do a few steps, show what it takes, keep nothing")
     add_recipe_options(made)
     return made
 
@@ -42,10 +43,9 @@ def run(arguments: Sequence[str]) -> None:
     if options.recipe is None and not resumed:
         recipe = offered_arguments(recipe)
     if options.dry_run:
-        _show(recipe)
-        return
-    record = record or Run(new_run_path(recipe.name))
-    _train(recipe, record, options.init)
+        _show(recipe, options)
+    else:
+        _train(recipe, record or Run(new_run_path(recipe.name)), options)
 
 
 def _resumed_recipe(record: Run, options) -> Recipe:
@@ -56,38 +56,55 @@ def _resumed_recipe(record: Run, options) -> Recipe:
     return with_options(recipe, options)
 
 
-def _show(recipe: Recipe) -> None:
-    from kerasseg.training import check_recipe
+def _show(recipe: Recipe, options) -> None:
+    from kerasseg.training import dry_run
 
-    data, model = check_recipe(recipe)
+    names = [options.stage] if options.stage else [stage.name for stage in recipe.stages]
+    found = [dry_run(recipe.stage(name), init=None if index else options.init) for index, name in enumerate(names)]
+    found = found or [dry_run(recipe, init=options.init)]
     print(json.dumps(recipe.to_json(), indent=2))
-    print(f"{model.name}: {model.count_params():,} parameters; {len(data)} images of {data.labels.num_classes} classes")
+    for name, one in zip(names or [recipe.name], found, strict=True):
+        print(f"\n{name}: {one.network}, {one.images} images of {one.classes} classes")
+        print(f"  parameters     {one.trainable:,} trainable, {one.frozen:,} frozen")
+        if one.new_layers is not None:
+            print(f"  new layers     {', '.join(one.new_layers) or 'none'}")
+        if one.memory is not None:
+            print(f"  peak memory    {one.memory / 1e9:.2f} GB")
+        print(f"  speed          {1 / one.step:.3g} steps/s, {one.images_per_step / one.step:.3g} images/s")
+        print(f"  first step     {duration(one.first_step)}")
+        print(f"  one save       {duration(one.save)}, {one.checkpoint / 1e6:.3g} MB")
+        if one.evaluation is not None:
+            print(f"  one evaluation {duration(one.evaluation)}, {duration(one.evaluation_image)} an image")
+        print(f"  to the end     {duration(one.total)}")
 
 
-def _train(recipe: Recipe, record: Run, init: str | None) -> None:
+def _train(recipe: Recipe, record: Run, options) -> None:
     from kerasseg.training import train_recipe
 
     done = record.checkpoints().last_step() if record.exists else 0
-    resumed = f", resumed after step {done}" if record.exists else ""
-    print(f"training {recipe.arch} on {recipe.data}, recipe {recipe.name}, in {record.path}{resumed}", flush=True)
-    with Progress("step", recipe.iterations, done) as progress:
-
-        def report(values):
-            if "started_from" in values:
-                print(f"started from {values['started_from']}; new: {', '.join(values['new_layers']) or 'nothing'}", flush=True)
-                return
-            note = f"loss {values['loss']:.4g}"
-            if "mean_iou" in values:
-                note += f", validation mean IoU {100 * values['mean_iou']:.2f} %"
-            progress.update(values["step"], note, always="mean_iou" in values)
-
+    resumed = f", resumed after step {done}" if done else ", resumed" if record.exists else ""
+    what = f"in stages {', '.join(stage.name for stage in recipe.stages)}" if recipe.stages else recipe.arch
+    print(f"training {what} on {recipe.final().data}, recipe {recipe.name}, in {record.path}{resumed}", flush=True)
+    with Display() as display:
         try:
-            train_recipe(recipe, record, init=init, report=report)
+            train_recipe(recipe, record, stage=options.stage, init=options.init, report=display)
         except KeyboardInterrupt:
             if record.exists:
-                print(f"\nto go on from the last checkpoint: python train.py --run-dir {shlex.quote(str(record.path))}")
+                stage = f" --stage {options.stage}" if options.stage else ""
+                print(f"\nto go on from the last checkpoint: {record.resume_command}{stage}")
             raise
-    print(f"trained: {record.model_path}\nevaluate it: python evaluate.py {shlex.quote(str(record.path))}")
+    if display.reported:
+        log, whole = _last(recipe, record, options.stage)
+        print(display.summary(record.path if whole else log.path, log.read_log()))
+
+
+def _last(recipe: Recipe, record: Run, stage: str | None) -> tuple[Run, bool]:
+    """The run that was trained last, and whether its model is that of the whole."""
+    names = [each.name for each in recipe.stages]
+    if not names:
+        return record, True
+    number = names.index(stage) + 1 if stage else len(names)
+    return record.stage(number, names[number - 1]), number == len(names)
 
 
 def main() -> int:

@@ -1,18 +1,33 @@
 """Records → decoding → transforms → batches. Only the batches need TensorFlow; it is imported when they are first used."""
 
+from kerasseg.data.bootstrap import Bootstrapped
+from kerasseg.data.class_counts import ClassCounts, class_weights, count_classes, median_frequency_weights
 from kerasseg.data.decode import decode_image, decode_label
-from kerasseg.data.records import DEFAULT_MEAN, DataSet, Example, FileDataSet, Record
+from kerasseg.data.records import DEFAULT_MEAN, DataSet, Example, FileDataSet, Record, each_label
 from kerasseg.data.sampling import SAMPLINGS, example_index, example_rng
 from kerasseg.data.table import DATA_SETS, open_data
-from kerasseg.data.transforms import ColorJitter, Compose, Flip, Jitter, RandomCrop, RandomScale, Resize, compose, pad_to
+from kerasseg.data.transforms import (
+    ColorJitter,
+    Compose,
+    Flip,
+    Jitter,
+    LossSampling,
+    PadTo,
+    RandomCrop,
+    RandomScale,
+    Resize,
+    compose,
+    pad_to,
+)
 from kerasseg.tables import import_lazily as _import_lazily
 
-_BATCHES = ("evaluation_batches", "training_batches", "unwrap_error")
+_BATCHES = ("Share", "evaluation_batches", "training_batches", "unwrap_error")
 
 __all__ = [
-    "ColorJitter", "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet", "Flip", "Jitter", "RandomCrop",
-    "RandomScale", "Record", "Resize", "SAMPLINGS", "compose", "decode_image", "decode_label", "example_index", "example_rng",
-    "open_data", "pad_to", *_BATCHES,
+    "Bootstrapped", "ClassCounts", "ColorJitter", "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet",
+    "Flip", "Jitter", "LossSampling", "PadTo", "RandomCrop", "RandomScale", "Record", "Resize", "SAMPLINGS", "class_weights",
+    "compose", "count_classes", "decode_image", "decode_label", "each_label", "example_index", "example_rng",
+    "median_frequency_weights", "open_data", "pad_to", *_BATCHES,
 ]  # fmt: skip
 
 

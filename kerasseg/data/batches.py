@@ -4,6 +4,7 @@ import atexit
 import re
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -47,6 +48,21 @@ _CALLS = _Calls()
 _OURS = re.compile(r"\bKerassegError: (.*)")
 
 
+class Share(NamedTuple):
+    """The part of every batch that one input pipeline gives, where replicas share a batch.
+
+    Each batch is cut into `slices` equal parts, one for each replica; this pipeline yields, batch after batch, the parts
+    `first` to `first + count - 1`, one an element. By default it yields whole batches.
+    """
+
+    slices: int = 1
+    first: int = 0
+    count: int = 1
+
+
+WHOLE = Share()
+
+
 def training_batches(
     data: DataSet,
     batch_size: int,
@@ -56,7 +72,7 @@ def training_batches(
     sampling: str = "shuffle",
     start: int = 0,
     steps: int | None = None,
-    slices: int = 1,
+    share: Share = WHOLE,
     fill: tuple[float, float, float] | None = None,
 ) -> tf.data.Dataset:
     """The training sequence, from any batch on.
@@ -64,7 +80,7 @@ def training_batches(
     Batch number `t` holds the positions `t * batch_size` to `(t + 1) * batch_size - 1` of a sequence that only the seed, the
     sampling and the data determine: whoever resumes at `start=t` sees, bit for bit, what an unbroken run would have seen.
     Epochs run into each other; a batch may hold the end of one and the beginning of the next. Images of unequal size are padded
-    bottom and right to the largest of the batch, with `fill` and 255.
+    bottom and right to the largest of those that the pipeline reads for a batch, with `fill` and 255.
 
     Args:
         data: Examples with labels.
@@ -74,12 +90,11 @@ def training_batches(
         sampling: `"shuffle"` or `"replacement"`.
         start: Number of the first batch.
         steps: How many batches; `None` is without end. `fit` then needs `steps_per_epoch`, and `shuffle=False`, or it warns.
-        slices: Each batch is yielded as this many consecutive elements, which `strategy.distribute_datasets_from_function` deals
-            to the replicas in turn.
+        share: The part of each batch to read and yield; the whole by default.
         fill: RGB, 0–255, of the pixels padded to images of unequal size; the data's mean by default.
     Returns:
-        Elements `(image, label)`: `(batch_size / slices, H, W, 3)` float32 RGB 0–255 and `(batch_size / slices, H, W)` int32. H
-        and W are static where the transforms end in a crop or a resize to a size.
+        Elements `(image, label)`: `(batch_size / share.slices, H, W, 3)` float32 RGB 0–255 and `(batch_size / share.slices, H, W)`
+        int32. H and W are static where the transforms end in a crop or a resize to a size.
     Raises:
         KerassegError: If an argument is out of range. While iterating, mistakes in the files arrive as TensorFlow errors:
             `unwrap_error` finds the message.
@@ -91,9 +106,13 @@ def training_batches(
     """
     transforms = tuple(transforms)
     check_sampling(seed, sampling)
-    _check_positive(batch_size=batch_size, slices=slices)
-    if batch_size % slices:
-        raise KerassegError(f"batch_size {batch_size} does not divide into {slices} slices: make it a multiple of {slices}")
+    _check_positive(batch_size=batch_size, slices=share.slices, count=share.count)
+    if batch_size % share.slices:
+        raise KerassegError(
+            f"batch_size {batch_size} does not divide into {share.slices} slices: make it a multiple of {share.slices}"
+        )
+    if not 0 <= share.first <= share.slices - share.count:
+        raise KerassegError(f"received {share}: expected first from 0 on and first + count at most slices")
     if start < 0 or (steps is not None and steps < 0):
         raise KerassegError(f"received start={start}, steps={steps}: expected 0 or more (steps=None: without end)")
     length = _checked_length(data)
@@ -103,12 +122,14 @@ def training_batches(
         image, label = _read(data, example_index(position, length, seed, sampling))
         return augment(image, label, example_rng(seed, position))
 
+    part = batch_size // share.slices
+
     def batch(t: np.ndarray):
-        first = int(t) * batch_size
-        return _stack([pair(position) for position in range(first, first + batch_size)], fill or data.mean)
+        first = int(t) * batch_size + share.first * part
+        return _stack([pair(position) for position in range(first, first + share.count * part)], fill or data.mean)
 
     numbers = tf.data.Dataset.counter(start) if steps is None else tf.data.Dataset.range(start, start + steps)
-    return _mapped(numbers, batch, batch_size, static_size(transforms), slices)
+    return _mapped(numbers, batch, share.count * part, static_size(transforms), share.count)
 
 
 def evaluation_batches(data: DataSet, batch_size: int = 1) -> tf.data.Dataset:

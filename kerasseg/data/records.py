@@ -1,6 +1,6 @@
 """What a data set is: examples behind indices, a label table and a mean."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,16 @@ class DataSet:
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how to read example {index}")
 
+    def read_label(self, index: int) -> np.ndarray | None:
+        """Reads the label map of one example alone, which a data set of files does without decoding the image.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            Shape `(H, W)`, int32, 255 = ignore; `None` where the split has no labels.
+        """
+        return self.read(index).label
+
 
 @dataclass(frozen=True)
 class Record:
@@ -111,8 +121,7 @@ class FileDataSet(DataSet):
             KerassegError: If a file cannot be decoded, holds labels beyond the classes, or the sizes differ.
         """
         record = self.records[index]
-        image = decode_image(record.image)
-        label = None if record.mask is None else decode_label(record.mask, self.labels)
+        image, label = decode_image(record.image), self.read_label(index)
         if label is not None and label.shape != image.shape[:2]:
             sizes = [f"{shape[1]}×{shape[0]}" for shape in (label.shape, image.shape)]
             raise KerassegError(
@@ -120,3 +129,36 @@ class FileDataSet(DataSet):
                 "size; save the mask at the size of the image, by nearest neighbour"
             )
         return Example(image, label, record.id, str(record.image))
+
+    def read_label(self, index: int) -> np.ndarray | None:
+        """Decodes the mask of one example.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            Shape `(H, W)`, int32, 255 = ignore; `None` where there is no mask.
+        Raises:
+            KerassegError: If the file cannot be decoded or holds labels beyond the classes.
+        """
+        mask = self.records[index].mask
+        return None if mask is None else decode_label(mask, self.labels)
+
+
+def each_label(data: DataSet, report: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
+    """Reads the label maps of a data set in their order.
+
+    Args:
+        data: Examples with labels.
+        report: Called with the number of labels read and of all of them, after each.
+    Yields:
+        Shape `(H, W)`, int32, 255 = ignore.
+    Raises:
+        KerassegError: If an example has no label or a file is wrong.
+    """
+    for index, name in enumerate(data.ids):
+        label = data.read_label(index)
+        if label is None:
+            raise KerassegError(f"example '{name}' of data set '{data.labels.name}' has no label: choose a split with masks")
+        yield label
+        if report is not None:
+            report(index + 1, len(data))

@@ -224,6 +224,65 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
+class PadTo:
+    """Pads bottom and right to one size, so that whole images have a shape known beforehand.
+
+    Args:
+        size: Height and width in pixels, at least those of the largest image.
+        mean: RGB, 0–255, of what is added; its label is 255.
+    """
+
+    size: tuple[int, int]
+    mean: Mean = DEFAULT_MEAN
+
+    def __post_init__(self):
+        _check_size("PadTo", self.size)
+
+    def __call__(self, image, label, rng):
+        """Returns the padded pair."""
+        height, width = label.shape
+        if height > self.size[0] or width > self.size[1]:
+            raise KerassegError(
+                f"an image of {height}x{width} pixels does not fit into pad_size {self.size[0]}x{self.size[1]}: "
+                "make it as large as the largest image, or crop by crop_size"
+            )
+        return pad_to(image, label, tuple(self.size), self.mean)
+
+
+@dataclass(frozen=True)
+class LossSampling:
+    """Lets a random part of the label count, cell by cell; the rest turns to 255, and the image stays.
+
+    It comes after whatever moves the label. For the same expected number of pixels a step needs 1/probability times the images.
+
+    Args:
+        probability: Of a cell to count, above 0 to 1; drawn for each cell alone.
+        cell: Side of the square cells in pixels, the first at the top left; those at the bottom and right may be cut. 1 draws each
+            pixel, 32 each cell of scores at stride 32.
+    Reference:
+        Shelhamer et al. 2017, arXiv:1605.06211, §3.4 and §4.4, "Patch sampling".
+    """
+
+    probability: float
+    cell: int = 1
+
+    def __post_init__(self):
+        if not 0 < self.probability <= 1:
+            raise KerassegError(
+                f"LossSampling received probability={self.probability}: expected above 0 to 1, e.g. LossSampling(0.25, cell=32)"
+            )
+        if not isinstance(self.cell, int) or self.cell < 1:
+            raise KerassegError(f"LossSampling received cell={self.cell}: expected whole pixels, e.g. LossSampling(0.25, cell=32)")
+
+    def __call__(self, image, label, rng):
+        """Returns the pair, parts of its label 255."""
+        height, width = label.shape
+        cells = rng.random((-(-height // self.cell), -(-width // self.cell))) < self.probability
+        kept = cells.repeat(self.cell, axis=0).repeat(self.cell, axis=1)[:height, :width]
+        return image, np.where(kept, label, np.int32(IGNORE))
+
+
+@dataclass(frozen=True)
 class Compose:
     """Several transforms, one after the other.
 
@@ -262,9 +321,9 @@ def static_size(transforms) -> tuple[int, int] | None:
         `(height, width)`, or `None` if it depends on the image or on chance.
     """
     for transform in reversed(tuple(_flat(transforms))):
-        if isinstance(transform, RandomCrop | Resize) and transform.size is not None:
+        if isinstance(transform, RandomCrop | Resize | PadTo) and transform.size is not None:
             return tuple(transform.size)
-        if not isinstance(transform, Flip | Jitter | ColorJitter):
+        if not isinstance(transform, Flip | Jitter | ColorJitter | LossSampling):
             return None
     return None
 

@@ -50,6 +50,9 @@ def _open_run(run: Run) -> keras.Model:
     if run.model_path.is_file():
         return load_model(run.model_path)
     recipe, labels, state = Recipe.from_json(run.recipe()), run.labels(), run.checkpoints().last()
+    for number, stage in reversed(list(enumerate(recipe.stages, start=1))):
+        if run.stage(number, stage.name).exists:
+            return _open_run(run.stage(number, stage.name))
     if labels is None or state is None:
         raise KerassegError(
             f"{run.path} holds neither model.keras nor a checkpoint yet: train it further with --run-dir {run.path}"

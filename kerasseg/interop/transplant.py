@@ -3,21 +3,23 @@
 import keras
 
 
-def transplant(source: keras.Model, target: keras.Model) -> list[str]:
+def transplant(source: keras.Model, target: keras.Model, suffix: str = "") -> list[str]:
     """Copies the weights of every layer that has the same name and shapes in both networks.
 
     FCN-32s → 16s → 8s is trained so: each finer network takes what the coarser one learned, and its new score layers stay zero
-    and its new upsampling bilinear.
+    and its new upsampling bilinear. A network that holds others side by side takes each by its suffix: the layer `conv1_1` of
+    the network on colour becomes `conv1_1color`.
 
     Args:
         source: The trained network.
         target: The network to start; changed in place.
+        suffix: What follows the source's layer names in the target.
     Returns:
         Names of the target's layers with weights that kept their own.
     Reference:
         Shelhamer et al. 2017, §4.3 (staged training); the authors' surgery.transplant.
     """
-    sources = {layer.name: layer for layer in source.layers}
+    sources = {layer.name + suffix: layer for layer in source.layers}
     kept = []
     for layer in target.layers:
         if not layer.weights:

@@ -13,6 +13,9 @@ MODELS = LazyTable(
         "fcn16s": "kerasseg.models.fcn:fcn16s",
         "fcn8s": "kerasseg.models.fcn:fcn8s",
         "fcn8s_atonce": "kerasseg.models.fcn:fcn8s_atonce",
+        "fcn_pool5": "kerasseg.models.fcn:fcn_pool5",
+        "fcn_pool4": "kerasseg.models.fcn:fcn_pool4",
+        "fcn_pool3": "kerasseg.models.fcn:fcn_pool3",
         "fcn_alexnet": "kerasseg.models.fcn:fcn_alexnet",
     },
 )

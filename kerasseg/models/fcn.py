@@ -188,6 +188,61 @@ fcn8s = _vgg_builder("fcn8s", 8)
 fcn8s_atonce = _vgg_builder("fcn8s_atonce", 8, at_once=True)
 
 
+def _truncated_builder(pool: str, stride: int):
+    """Makes the builder of one network that scores a pool of the trunk and nothing behind it."""
+
+    @network(aliases=ALIASES)
+    def build(
+        num_classes: int | Mapping[str, int] = 21,
+        *,
+        input_shape=(None, None, 3),
+        preprocessing="caffe",
+        weights=None,
+        width_multiplier: float = 1.0,
+        padding: str = "authors",
+    ) -> keras.Model:
+        _check(padding)
+        image = image_input(input_shape)
+        levels = vgg16(preprocess(image, preprocessing), width_multiplier=width_multiplier, **_trunk_padding(padding))
+
+        def head(channels, suffix):
+            return _to_image(_score(levels[pool], channels, f"score_{pool}{suffix}"), image, 2 * stride, stride, suffix)
+
+        model = keras.Model(image, _heads(num_classes, head), name=f"fcn_{pool}")
+        # The layers behind the pool are no part of the model; the classifier has weights for them, too.
+        trunk = keras.Model(image, levels["fc7"], name=model.name)
+        return with_weights(model, weights, lambda _: load_vgg16_classifier(trunk))
+
+    build.__name__ = build.__qualname__ = f"fcn_{pool}"
+    build.__doc__ = _TRUNCATED_DOC.format(pool=pool, stride=stride)
+    return build
+
+
+_TRUNCATED_DOC = """Builds FCN-{pool}: VGG16 cut behind {pool}, its scores at stride {stride} upsampled at once.
+
+    It shows what the skip from {pool} knows by itself. Weights move by name from the other networks on VGG16.
+
+    Args:
+        num_classes: Number of classes; or head name → number.
+        input_shape: `(H, W, 3)`, `None` where any size shall do.
+        preprocessing: Preset of `kerasseg.layers.PREPROCESSING`, mapping, or `None` for input already as conv1_1 expects it.
+        weights: `None`, `"imagenet"`, or the path of a `.keras` or `.weights.h5` file.
+        width_multiplier: Scales every width but that of the scores.
+        padding: `"authors"`: 100 zeros around the image. `"same"`: no border; the same weights.
+    Returns:
+        A `keras.Model` from RGB images of 0–255, `(B, H, W, 3)`, any size, to float32 logits `(B, H, W, num_classes)`, or a
+        dict of them by head. Score layers start at zero, and so do the logits.
+    Raises:
+        KerassegError: If an argument has no meaning for this network, or the weights do not fit.
+    Reference:
+        Shelhamer et al. 2017, §4.3 and Table 3.
+    """
+
+fcn_pool5 = _truncated_builder("pool5", 32)
+fcn_pool4 = _truncated_builder("pool4", 16)
+fcn_pool3 = _truncated_builder("pool3", 8)
+
+
 @network(aliases=ALIASES)
 def fcn_alexnet(
     num_classes: int | Mapping[str, int] = 21,

@@ -16,10 +16,29 @@ def _is(help_text: str, **arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the runs that a recipe of several stages consists of.
+
+    Args:
+        name: Name of the stage, unique in its recipe; its run lies in `stages/<n>-<name>`.
+        changes: Fields of the recipe that this stage sets otherwise.
+        starts_from: Earlier stages whose weights this one begins with → suffix of the layer names that each of them fills;
+            `""` for layers of the same name. `None` is the stage before, where there is one.
+    """
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    starts_from: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run: network, data, augmentation, loss, optimizer, schedule, evaluation.
+    """One training run, or several in stages: network, data, augmentation, loss, optimizer, schedule, evaluation.
 
     The command lines derive their options from these fields; each field's help is its metadata.
+
+    Raises:
+        KerassegError: If the stages contradict each other.
     """
 
     name: str = _is("name of the recipe")
@@ -30,29 +49,37 @@ class Recipe:
     output_stride: int | None = _is("image pixels per feature pixel, where the network offers several", default=None)
     weights: str | None = _is("first weights: imagenet, or a .keras or .weights.h5 file", default=None)
     arguments: Mapping[str, Any] = _is("further arguments of the network, as name=value", default_factory=dict)
-    starts_from: str | None = _is("recipe whose run --init must name", default=None)
-    precision: str = _is("float32 or bfloat16 arithmetic in training; weights stay float32", default="float32")
+    freeze: tuple[str, ...] = _is("layers whose weights stay as they are, as regular expressions on names", default=())
+    freeze_batch_norm: bool = _is("keep the statistics, scales and offsets of every batch normalization as they are", default=False)
+    precision: str = _is("arithmetic in training: float32, bfloat16 or float16; weights stay float32", default="float32")
     # Data
     data: str = _is("data set, by its name in kerasseg.data.DATA_SETS", default="shapes")
     data_dir: str | None = _is("folder of the data set", default=None)
     split: str = _is("part of the data set to train on", default="train")
     validation_split: str | None = _is("part to validate on while training", default="val")
     sampling: str = _is("shuffle (each image once an epoch) or replacement (an independent draw each time)", default="shuffle")
+    bootstrap_classes: tuple[str, ...] = _is("names of rare classes: training images that hold one count twice", default=())
     # Augmentation, in this order
     image_scale: float = _is("size at which images are used, as a share of their own; evaluation uses it too", default=1.0)
     random_scale: tuple[float, float] | None = _is("smallest and largest random factor on top of image_scale", default=None)
     color_jitter: float = _is("random change of brightness, contrast and saturation, by up to this share", default=0.0)
     jitter: int = _is("random translation by up to so many pixels", default=0)
+    pad_size: tuple[int, int] | None = _is("size to pad whole images to, where one size is needed (tpu)", default=None)
     crop_size: tuple[int, int] | None = _is("random crop, height and width in pixels, e.g. 321x321", default=None)
     flip: bool = _is("mirror half of the images", default=False)
+    loss_sampling: float = _is("probability that a cell of the label counts; batch_size grows by its inverse", default=1.0)
+    loss_sampling_cell: int = _is("side of the cells that loss_sampling draws, in pixels of the label", default=1)
     # Loss and optimizer
     loss: str = _is("cross_entropy (softmax), or sigmoid_cross_entropy", default="cross_entropy")
+    loss_weights: Mapping[str, float] = _is("factors of the losses of several outputs, as output=factor", default_factory=dict)
+    hard_pixel_share: float = _is("share of each image's valid pixels, those of the largest loss, that count", default=1.0)
     class_weights: tuple[float, ...] | None = _is("weight of each class in the loss, e.g. 1,2,0.5", default=None)
     loss_normalization: str = _is("valid: mean over pixels that are not ignored; sum: sum over them", default="valid")
-    optimizer: str = _is("sgd (Caffe's), or adam", default="sgd")
-    learning_rate: float = _is("rate of the first step", default=1e-3)
+    optimizer: str = _is("sgd (Caffe's), adam or adamw", default="sgd")
+    learning_rate: float = _is("rate at which the schedule starts, after the warm-up", default=1e-3)
     momentum: float = _is("momentum of sgd", default=0.9)
-    weight_decay: float = _is("L2 decay, as Caffe adds it to the gradient (adam: decoupled)", default=0.0)
+    weight_decay: float = _is("L2 decay, as Caffe adds it to the gradient (adamw: decoupled)", default=0.0)
+    clip_norm: float | None = _is("largest norm of all gradients together (default: no limit)", default=None)
     multipliers: Mapping[str, tuple[float, float]] = _is(
         "regular expression on variable paths → (rate, decay) factors, as pattern=rate,decay", default_factory=dict
     )
@@ -60,22 +87,77 @@ class Recipe:
     power: float = _is("exponent of the poly schedule", default=0.9)
     step_size: int | None = _is("optimiser steps between the drops of the step schedule", default=None)
     gamma: float = _is("factor of each drop of the step schedule", default=0.1)
+    warmup: str = _is("linear: the rate rises from warmup_rate; constant: it stays there (slow start)", default="linear")
+    warmup_steps: int = _is("optimiser steps before the schedule starts; it then ends at the same iteration", default=0)
+    warmup_rate: float = _is("rate of the first step of the warm-up", default=0.0)
     iterations: int = _is("optimiser steps", default=1000)
     batch_size: int = _is("images per forward pass, over all replicas", default=1)
     accumulation: int = _is("forward passes per optimiser step", default=1)
     seed: int = _is("seed of everything random", default=0)
-    strategy: str = _is("where to train: one (device), or mirrored (every GPU, or every logical CPU device)", default="one")
+    strategy: str = _is("where to train: one (device), mirrored (every GPU), multiworker (TF_CONFIG) or tpu", default="one")
     replicas: int | None = _is("logical devices to split a CPU into, for mirrored without a GPU", default=None)
+    join_timeout: int = _is("seconds that multiworker waits for the other workers", default=300)
+    steps_per_call: int = _is("optimiser steps per call of the compiled function", default=1)
+    jit_compile: bool = _is("compile the step by XLA; images then need one size", default=False)
     # Records
     checkpoint_every: int = _is("optimiser steps between checkpoints", default=1000)
     keep_checkpoints: int = _is("checkpoints kept beside the best", default=2)
     validate_every: int | None = _is("optimiser steps between validations (default: never)", default=None)
     validation_images: int | None = _is("images of each validation (default: all)", default=None)
     keep_best: bool = _is("whether the trained model is the best of the validations, or else the last step", default=True)
+    # Several runs, each beginning where others ended
+    stages: tuple[Stage, ...] = _is("the runs, in their order", default=())
     # What it reproduces
     paper: str | None = _is("paper and table", default=None)
     expected: str | None = _is("published result and where", default=None)
     command: str | None = _is("command that runs it", default=None)
+
+    def __post_init__(self):
+        """Checks the stages."""
+        known, seen = {f.name for f in dataclasses.fields(self)} - {"stages"}, set()
+        for stage in self.stages:
+            if stage.name in seen:
+                raise KerassegError(f"recipe {self.name} has two stages '{stage.name}': give each a name of its own")
+            for predecessor in stage.starts_from or {}:
+                if predecessor not in seen:
+                    earlier = ", ".join(seen) or "none"
+                    raise KerassegError(
+                        f"stage '{stage.name}' of recipe {self.name} starts from '{predecessor}': expected an earlier stage "
+                        f"({earlier})"
+                    )
+            for name in stage.changes:
+                if name not in known:
+                    raise KerassegError(f"stage '{stage.name}' of recipe {self.name} changes '{name}': {did_you_mean(name, known)}")
+            seen.add(stage.name)
+
+    def stage(self, name: str) -> "Recipe":
+        """Gives the recipe of one stage, its changes applied, which itself has no stages.
+
+        A stage that starts from others has no first weights, unless its changes name them.
+
+        Raises:
+            KerassegError: If there is no such stage.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                hints = typing.get_type_hints(Recipe)
+                changes = {key: _restore(key, value, hints[key]) for key, value in stage.changes.items()}
+                first = {"weights": None} if self.predecessors(name) else {}
+                return self.override(**{"name": f"{self.name}-{name}", **first, **changes, "stages": ()})
+        raise KerassegError(f"recipe {self.name} has no stage '{name}': {did_you_mean(name, [s.name for s in self.stages])}")
+
+    def predecessors(self, name: str) -> dict[str, str]:
+        """Tells which earlier stages a stage begins with, and the suffix of the layer names that each fills."""
+        names = [stage.name for stage in self.stages]
+        index = names.index(name)
+        given = self.stages[index].starts_from
+        if given is not None:
+            return dict(given)
+        return {names[index - 1]: ""} if index else {}
+
+    def final(self) -> "Recipe":
+        """Gives what the trained network is: the recipe of the last stage, or the recipe itself."""
+        return self.stage(self.stages[-1].name) if self.stages else self
 
     def network_arguments(self) -> dict[str, Any]:
         """Collects the keyword arguments of the network's builder; options left at their default are not among them."""
@@ -106,6 +188,8 @@ class Recipe:
 
 
 def _plain(value):
+    if isinstance(value, Stage):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
@@ -117,7 +201,8 @@ def _restore(name: str, value, hint):
     for member in members:
         origin, element = typing.get_origin(member) or member, (typing.get_args(member) or (None,))[-1]
         if origin is tuple and isinstance(value, (list, tuple)):
-            return tuple(value)
+            stages = Stage in typing.get_args(member)
+            return tuple(Stage(**v) if stages and isinstance(v, Mapping) else v for v in value)
         if origin is Mapping and isinstance(value, Mapping):
             return {k: tuple(v) if typing.get_origin(element) is tuple else v for k, v in value.items()}
         if origin is float and isinstance(value, int) and not isinstance(value, bool):

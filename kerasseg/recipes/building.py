@@ -1,12 +1,14 @@
 """From a recipe to the things it names: the network, the data, the transforms."""
 
 import inspect
+from collections.abc import Callable
+from fractions import Fraction
 
 import keras
 
 from kerasseg.backbones.building import accepts
-from kerasseg.data import DATA_SETS, DataSet, open_data
-from kerasseg.data.transforms import ColorJitter, Flip, Jitter, RandomCrop, RandomScale, Resize
+from kerasseg.data import DATA_SETS, Bootstrapped, DataSet, open_data
+from kerasseg.data.transforms import ColorJitter, Flip, Jitter, LossSampling, PadTo, RandomCrop, RandomScale, Resize
 from kerasseg.errors import KerassegError
 from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
@@ -56,6 +58,39 @@ def open_recipe_data(recipe: Recipe, split: str | None) -> DataSet:
     return open_data(recipe.data, recipe.data_dir, split)
 
 
+def open_training_data(recipe: Recipe, report: Callable[[int, int], None] | None = None) -> DataSet:
+    """Opens what a recipe trains on: its split, with the images of its `bootstrap_classes` twice.
+
+    Args:
+        recipe: The recipe.
+        report: Called while the labels are searched for those classes, with the number read and of all.
+    Raises:
+        KerassegError: As `open_recipe_data`, or if a class is unknown or nowhere to be found.
+    """
+    data = open_recipe_data(recipe, recipe.split)
+    return Bootstrapped(data, recipe.bootstrap_classes, report) if recipe.bootstrap_classes else data
+
+
+def images_per_pass(recipe: Recipe) -> int:
+    """Counts the images of a forward pass: `batch_size`, grown by 1/p where `loss_sampling` keeps a share p of the pixels.
+
+    Raises:
+        KerassegError: If the share is out of range or that is no whole number.
+    Reference:
+        Shelhamer et al. 2017, arXiv:1605.06211, §4.4, "Patch sampling": the effective batch size stays.
+    """
+    if not 1e-6 <= recipe.loss_sampling <= 1:
+        raise KerassegError(f"loss_sampling={recipe.loss_sampling}: expected above 0 to 1, e.g. 0.25; 1 keeps every pixel")
+    share = Fraction(recipe.loss_sampling).limit_denominator(10**6)
+    images = recipe.batch_size / share
+    if images.denominator != 1:
+        raise KerassegError(
+            f"loss_sampling={recipe.loss_sampling:g} makes {float(images):g} images of batch_size={recipe.batch_size}, no whole "
+            f"number: make batch_size a multiple of {share.numerator}, or loss_sampling 0.5, 0.25, 0.2, …"
+        )
+    return int(images)
+
+
 def padding_color(recipe: Recipe, data: DataSet) -> tuple[float, ...]:
     """Finds the colour that is zero after the network's preprocessing, so that padded pixels excite nothing.
 
@@ -96,6 +131,10 @@ def recipe_transforms(recipe: Recipe, fill) -> tuple:
         transforms.append(Jitter(recipe.jitter, fill))
     if recipe.flip:
         transforms.append(Flip())
+    if recipe.pad_size:
+        transforms.append(PadTo(recipe.pad_size, fill))
     if recipe.crop_size:
         transforms.append(RandomCrop(recipe.crop_size, fill))
+    if recipe.loss_sampling != 1:
+        transforms.append(LossSampling(recipe.loss_sampling, recipe.loss_sampling_cell))
     return tuple(transforms)

@@ -1,6 +1,6 @@
-"""The step loop: one for every strategy."""
+"""The training loop: one for every strategy."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -8,11 +8,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.data import Share, unwrap_error
 from kerasseg.errors import KerassegError
 from kerasseg.losses import SegmentationCrossEntropy
+from kerasseg.training.diagnosis import find_non_finite
+from kerasseg.training.step import StepGraph, keep_reduced
+from kerasseg.training.strategies import is_chief
 
-# Called as feed(start, slices): batches from number `start` on, each as `slices` consecutive equal parts, one for a replica.
-Feed = Callable[[int, int], tf.data.Dataset]
+# Called as feed(start, share): batches from number `start` on, of each the parts that `share` says.
+Feed = Callable[[int, Share], tf.data.Dataset]
 
 
 class Step(NamedTuple):
@@ -23,11 +27,28 @@ class Step(NamedTuple):
     learning_rate: float
 
 
+class NonFiniteLossError(KerassegError):
+    """A step's loss was infinite or not a number. The weights are those before the step.
+
+    Args:
+        step: Number of the step, counted from 1.
+        loss: Its loss.
+        learning_rate: The learning rate it would have used.
+        found: Where the first value that is not finite stands, if it was found.
+    """
+
+    def __init__(self, step: int, loss: float, learning_rate: float, found: str | None):
+        self.step, self.loss, self.learning_rate = step, loss, learning_rate
+        where = f"; first in {found}" if found else ""
+        super().__init__(f"the loss became {loss} at step {step}, learning rate {learning_rate:g}{where}: lower --learning-rate")
+
+
 class Trainer:
-    """Trains a model on batches, on one device or on replicas, by its own loop.
+    """Trains a model on batches, on one device or on many, by its own loop.
 
     The loss is divided by the number of valid pixels in *all* replicas and forward passes of a step, so that neither changes
-    the result. What happens between steps (logging, checkpoints, validation) is up to the caller: `train` is an iterator.
+    the result; gradients are added up over replicas before they are clipped. What happens between steps (logging, checkpoints,
+    validation) is up to the caller: `train` is an iterator.
 
     Args:
         model: Image to logits, or to a dict of them; built under the strategy's scope.
@@ -35,7 +56,14 @@ class Trainer:
         loss: A loss of `kerasseg.losses`, or a dict of them by output.
         loss_weights: Output → factor; 1 by default.
         strategy: Where the replicas are; one device by default.
-        accumulation: Forward passes per optimiser step; above 1, the logits must have the label's size.
+        accumulation: Forward passes per optimiser step; above 1, logits that are smaller than the label need images of one size.
+        steps_per_call: Optimiser steps per call of the compiled function.
+        clip_norm: Largest norm of all gradients together; `None` is no limit.
+        loss_scaling: Whether gradients are computed times a factor that keeps them in float16's range. A step whose gradients
+            leave it all the same counts, but changes no weight, and halves the factor.
+        jit_compile: Whether XLA compiles the step; images then need one size.
+    Raises:
+        KerassegError: If losses and outputs do not match, or a number is out of range.
     Example:
         >>> trainer = Trainer(model, optimizer=CaffeSGD(1e-3), loss=SegmentationCrossEntropy())
         >>> for step in trainer.train(feed, 1000):
@@ -51,49 +79,89 @@ class Trainer:
         loss_weights: Mapping[str, float] | None = None,
         strategy: tf.distribute.Strategy | None = None,
         accumulation: int = 1,
+        steps_per_call: int = 1,
+        clip_norm: float | None = None,
+        loss_scaling: bool = False,
+        jit_compile: bool = False,
     ):
+        for name, value in {"accumulation": accumulation, "steps_per_call": steps_per_call}.items():
+            if value < 1:
+                raise KerassegError(f"received {name}={value}: expected 1 or more")
         self.model, self.optimizer = model, optimizer
         self.strategy = strategy or tf.distribute.get_strategy()
-        self.accumulation = accumulation
-        self._losses = _by_output(model, loss or SegmentationCrossEntropy())
-        self._loss_weights = {key: float((loss_weights or {}).get(key, 1.0)) for key in self._losses}
+        self.accumulation, self.steps_per_call = accumulation, steps_per_call
+        losses = _by_output(model, loss or SegmentationCrossEntropy())
+        factors = _factors(losses, loss_weights or {})
         with self.strategy.scope():
             optimizer.build(model.trainable_variables)
-        # Without autograph, which would bury the one line of an error in a traceback of another type.
-        compiled = partial(tf.function, reduce_retracing=True, autograph=False)
-        self._whole_step = compiled(self._whole_step_graph)
-        self._weights = compiled(self._weights_graph)
-        self._gradients = compiled(self._gradients_graph)
-        self._add = compiled(self._add_graph)
-        self._apply = compiled(self._apply_graph)
+        keep_reduced(optimizer)
+        self._graph = StepGraph(
+            model,
+            optimizer,
+            losses,
+            factors,
+            self.strategy,
+            accumulation=accumulation,
+            clip_norm=clip_norm,
+            loss_scaling=loss_scaling,
+            jit_compile=jit_compile,
+        )
+        compiled = partial(tf.function, autograph=False, reduce_retracing=True)
+        self._one, self._several = compiled(self._graph.one), compiled(self._graph.several)
 
     @property
     def step(self) -> int:
         """Optimiser steps done so far."""
         return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
 
-    def train(self, feed: Feed, iterations: int) -> Iterator[Step]:
-        """Trains until the optimizer has done so many steps, and yields after each.
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes: always, but for the other workers of a cluster."""
+        return is_chief(self.strategy)
+
+    def train(self, feed: Feed, iterations: int, stops: Sequence[int] = ()) -> Iterator[Step]:
+        """Trains until the optimizer has done so many steps, and yields each.
 
         Args:
             feed: Gives the batches; see `kerasseg.data.training_batches`.
             iterations: Optimiser steps in all, those already done included.
+            stops: At multiples of these, and at the end, the call ends: `state` is then that of the step just yielded. In
+                between, with `steps_per_call` above 1, the weights may be some steps ahead of it.
         Yields:
             One `Step` each.
         Raises:
-            KerassegError: If the loss is not finite any more.
+            NonFiniteLossError: If the loss is not finite any more.
+            KerassegError: If the feed ends too early.
         """
-        first = self.step
-        batches = self._distribute(feed, first * self.accumulation)
-        for number in range(first + 1, iterations + 1):
-            rate = float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+        done = self.step
+        if done >= iterations:
+            return
+        batches = self._batches(feed, done * self.accumulation)
+        while done < iterations:
+            count = min([self.steps_per_call, iterations - done, *(stop - done % stop for stop in stops)])
             try:
-                loss = float(self._one_step(batches))
-            except StopIteration:
-                raise KerassegError(f"the feed ended before step {number} of {iterations}: let it repeat") from None
-            if not np.isfinite(loss):
-                raise KerassegError(f"the loss became {loss} at step {number}: lower --learning-rate (now {rate:g})")
-            yield Step(number, loss, rate)
+                results = self._call(batches, count)
+            except tf.errors.OpError as error:
+                if isinstance(error, tf.errors.OutOfRangeError) or "infinite number of elements" in str(error):
+                    raise KerassegError(f"the feed ended before step {self.step + 1} of {iterations}: let it repeat") from None
+                if "Collective ops is aborted" in str(error):
+                    raise KerassegError(
+                        f"another worker was lost before step {done + count}: start all workers again; they go on from the last "
+                        "checkpoint"
+                    ) from error
+                raise
+            for loss, rate in results:
+                done += 1
+                if not np.isfinite(loss):
+                    raise NonFiniteLossError(done, loss, rate, self._find_non_finite(feed, done))
+                yield Step(done, loss, rate)
+
+    def _call(self, batches, count: int) -> list[tuple[float, float]]:
+        if self.steps_per_call == 1:
+            loss, rate = self._one(batches)
+            return [(float(loss), float(rate))]
+        done, losses, rates = self._several(batches, tf.constant(count))
+        return list(zip(losses.numpy().tolist(), rates.numpy().tolist(), strict=True))[: int(done)]
 
     def state(self) -> dict[str, np.ndarray]:
         """Gives everything that decides the next steps: weights, dropout's random state, the optimizer's variables."""
@@ -107,97 +175,55 @@ class Trainer:
         """
         # By number: the names that Keras makes up depend on what the process built before.
         state = {_numbered(name): value for name, value in state.items()}
-        variables = {_numbered(name): variable for name, variable in self._state_variables()}
-        for name, variable in variables.items():
-            if name not in state or tuple(variable.shape) != state[name].shape:
-                found = f"shape {state[name].shape}" if name in state else "nothing"
+        variables = {_numbered(name): (name, variable) for name, variable in self._state_variables()}
+        for number, (name, variable) in variables.items():
+            if number not in state or tuple(variable.shape) != state[number].shape:
+                found, path = f"shape {state[number].shape}" if number in state else "nothing", name.split("/", 2)[2]
                 raise KerassegError(
-                    f"the checkpoint has {found} for {variable.path}, expected {tuple(variable.shape)}: it is of another network"
+                    f"the checkpoint has {found} for {path}, expected {tuple(variable.shape)}: it is of another network"
                 )
-        for name, variable in variables.items():
-            variable.assign(state[name])
+        for number, (_, variable) in variables.items():
+            variable.assign(state[number])
 
     def _state_variables(self):
-        for index, variable in enumerate(self.model.variables):
-            yield f"model/{index:04d}/{variable.path}", variable
-        for index, variable in enumerate(self.optimizer.variables):
-            yield f"optimizer/{index:04d}/{variable.path}", variable
+        groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "trainer": self._graph.variables}
+        for group, variables in groups.items():
+            for index, variable in enumerate(variables):
+                yield f"{group}/{index:04d}/{getattr(variable, 'path', variable.name)}", variable
 
-    def _distribute(self, feed: Feed, start: int):
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1:
-            return iter(feed(start, 1))
-        # The data set is dealt to the replicas in turn, one element each.
-        return iter(self.strategy.distribute_datasets_from_function(lambda _: feed(start, replicas)))
+    def _batches(self, feed: Feed, start: int):
+        if self.strategy.num_replicas_in_sync == 1:
+            return iter(self._prepared(feed(start, Share()), 1))
 
-    def _one_step(self, batches):
-        if self.accumulation == 1:
-            return self._whole_step(next(batches))
-        parts = [next(batches) for _ in range(self.accumulation)]
-        # Eager between the passes, so that only one of them is in memory at a time.
-        weights = self._weights(parts[0])
-        for part in parts[1:]:
-            weights = self._add(weights, self._weights(part))
-        gradients, loss = self._gradients(parts[0], weights)
-        for part in parts[1:]:
-            gradients, loss = self._add((gradients, loss), self._gradients(part, weights))
-        self._apply(gradients)
-        return self._reduce(loss)
+        def pipeline(context):
+            # One for each host: its replicas are dealt the elements in turn.
+            count = context.num_replicas_in_sync // context.num_input_pipelines
+            share = Share(context.num_replicas_in_sync, context.input_pipeline_id * count, count)
+            # Said to be without end, because the strategies read what may end by another way, which fails in a loop.
+            endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            return self._prepared(feed(start, share), count).apply(endless)
 
-    def _whole_step_graph(self, batch):
-        def replica(batch):
-            gradients, loss = self._replica_gradients(batch)
-            self.optimizer.apply(gradients)
-            return loss
+        return iter(self.strategy.distribute_datasets_from_function(pipeline))
 
-        return self._reduce(self.strategy.run(replica, (batch,)))
+    def _prepared(self, data: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+        return data if self.accumulation == 1 else self._graph.attach_weights(data, replicas)
 
-    def _weights_graph(self, batch):
-        return self.strategy.run(self._replica_weights, (batch,))
-
-    def _gradients_graph(self, batch, weights):
-        return self.strategy.run(self._replica_gradients, (batch, weights))
-
-    def _add_graph(self, first, second):
-        return self.strategy.run(lambda a, b: tf.nest.map_structure(tf.add, a, b), (first, second))
-
-    def _apply_graph(self, gradients):
-        self.strategy.run(lambda g: self.optimizer.apply(g), (gradients,))
-
-    def _reduce(self, loss):
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
-
-    def _replica_weights(self, batch):
-        """Each output's normaliser over all replicas."""
-        labels = _as_dict(batch[1], self._losses)
-        return {key: _all_reduce(loss.weight(labels[key])) for key, loss in self._losses.items()}
-
-    def _replica_gradients(self, batch, weights=None):
-        """This replica's share of the gradients and of the loss: the shares of all replicas and passes add up to the whole.
-
-        Without `weights`, this pass is the whole step, and the normalisers come from its own logits and labels.
-        """
-        images, labels = batch[0], _as_dict(batch[1], self._losses)
-        with tf.GradientTape() as tape:
-            logits = _as_dict(self.model(images, training=True), self._losses)
-            totals = {key: loss.totals(labels[key], logits[key]) for key, loss in self._losses.items()}
-            weights = weights or {key: _all_reduce(weight) for key, (_, weight) in totals.items()}
-            loss = sum(self._loss_weights[key] * total / self._divisor(key, weights[key]) for key, (total, _) in totals.items())
-            if self.model.losses:
-                loss += tf.add_n(self.model.losses) / (self.strategy.num_replicas_in_sync * self.accumulation)
-        return tape.gradient(loss, [v.value for v in self.model.trainable_variables]), loss
-
-    def _divisor(self, key, weight):
-        # A batch without a valid pixel has loss 0, not 0 / 0.
-        return tf.where(weight > 0, weight, 1.0) if self._losses[key].normalized else 1.0
+    def _find_non_finite(self, feed: Feed, step: int) -> str | None:
+        """Looks where the loss of a step went wrong: its batches can be had again."""
+        first = (step - 1) * self.accumulation
+        try:
+            for images, _ in feed(first, Share()).take(self.accumulation):
+                found = find_non_finite(self.model, images)
+                if found:
+                    return found
+        except tf.errors.OpError as error:
+            # The data were readable a moment ago; a mistake in them now must not hide the loss.
+            return str(unwrap_error(error) or "an input that cannot be read again")
+        return None
 
 
 def _numbered(name: str) -> str:
     return "/".join(name.split("/")[:2])
-
-
-def _all_reduce(value):
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _by_output(model, loss) -> dict:
@@ -209,8 +235,8 @@ def _by_output(model, loss) -> dict:
     return {key: losses[key] for key in outputs}
 
 
-def _as_dict(values, keys) -> dict:
-    if not isinstance(values, Mapping):
-        (key,) = keys
-        return {key: values}
-    return values
+def _factors(losses, loss_weights) -> dict[str, float]:
+    for key in loss_weights:
+        if key not in losses:
+            raise KerassegError(f"loss_weights for '{key}', but the model's outputs are {sorted(losses)}: name one of them")
+    return {key: float(loss_weights.get(key, 1.0)) for key in losses}

@@ -1,0 +1,168 @@
+"""What a training run would cost, found by a few of its steps; nothing stays on disk."""
+
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from kerasseg.data import DataSet
+from kerasseg.recipes import Recipe
+from kerasseg.recipes.building import images_per_pass, open_recipe_data
+from kerasseg.runs import Checkpoints
+from kerasseg.training.parts import check_recipe, feed, one_line_errors, start_from
+from kerasseg.training.recording import validate
+from kerasseg.training.trainer import Trainer
+
+# Steps after the first, which also compiles; images of the evaluation.
+_STEPS, _IMAGES = 3, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """What `dry_run` found.
+
+    Args:
+        network: Name of the network.
+        images: Training images.
+        classes: Their classes.
+        trainable: Parameters that train.
+        frozen: Parameters that stay as they are, moving statistics among them.
+        new_layers: Layers that would keep their own weights, where the run starts from others.
+        first_step: Seconds of the first step, compilation included.
+        step: Seconds of a step after it.
+        memory: Largest memory in bytes while the steps ran: of the GPU, or else of the whole process; `None` where the system
+            does not tell.
+        save: Seconds that one checkpoint takes.
+        checkpoint: Its size in bytes.
+        images_per_step: Images of each step.
+        evaluation: Seconds that one validation takes; `None` without validation.
+        evaluation_image: Seconds of each of its images, as measured on a few.
+        total: Seconds to the end, checkpoints and validations included.
+    """
+
+    network: str
+    images: int
+    classes: int
+    trainable: int
+    frozen: int
+    new_layers: list[str] | None
+    first_step: float
+    step: float
+    memory: int | None
+    save: float
+    checkpoint: int
+    images_per_step: int
+    evaluation: float | None
+    evaluation_image: float | None
+    total: float
+
+
+def dry_run(recipe: Recipe, *, init: str | Path | None = None) -> DryRun:
+    """Does a few steps, one save and one evaluation of what a recipe without stages describes, and throws them away.
+
+    Args:
+        recipe: The recipe.
+        init: Run or model whose weights it would start from, all that fit.
+    Raises:
+        KerassegError: If something in the recipe is unknown, missing or does not fit.
+    """
+    data, trainer = check_recipe(recipe)
+    new_layers = start_from(trainer.model, {Path(init): ""}) if init else None
+    trainable = sum(map(_size, trainer.model.trainable_variables))
+    with one_line_errors():
+        memory, (first, step) = _largest_memory(lambda: _time_steps(recipe, trainer, data))
+        save, checkpoint = _time_save(trainer)
+        images, image = _time_evaluation(recipe, trainer.model) if recipe.validate_every else (0, None)
+    evaluation = None if image is None else image * images
+    saves = recipe.iterations // recipe.checkpoint_every + 1
+    validations = recipe.iterations // recipe.validate_every + 1 if recipe.validate_every else 0
+    return DryRun(
+        network=trainer.model.name,
+        images=len(data),
+        classes=data.labels.num_classes,
+        trainable=trainable,
+        frozen=sum(map(_size, trainer.model.weights)) - trainable,
+        new_layers=new_layers,
+        first_step=first,
+        step=step,
+        memory=memory,
+        save=save,
+        checkpoint=checkpoint,
+        images_per_step=images_per_pass(recipe) * recipe.accumulation,
+        evaluation=evaluation,
+        evaluation_image=image,
+        total=first + step * (recipe.iterations - 1) + save * saves + (evaluation or 0) * validations,
+    )
+
+
+def _size(variable) -> int:
+    return int(keras.ops.size(variable))
+
+
+def _time_steps(recipe: Recipe, trainer: Trainer, data: DataSet) -> tuple[float, float]:
+    """Seconds of the first step and, on average, of each after it."""
+    times = [time.perf_counter()]
+    # A call for each step, however many the recipe has in one.
+    with closing(trainer.train(partial(feed, recipe, data), 1 + _STEPS, stops=[1])) as steps:
+        for _ in steps:
+            times.append(time.perf_counter())
+    return times[1] - times[0], (times[-1] - times[1]) / _STEPS
+
+
+def _time_save(trainer: Trainer) -> tuple[float, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        path = Checkpoints(folder).save(trainer.step, trainer.state())
+        return time.perf_counter() - start, path.stat().st_size
+
+
+def _time_evaluation(recipe: Recipe, model: keras.Model) -> tuple[int, float]:
+    """Images of a whole validation, and seconds of each."""
+    data = open_recipe_data(recipe, recipe.validation_split)
+    count = min(len(data), recipe.validation_images or len(data))
+    # The first one compiles.
+    validate(recipe, model, data, 1)
+    start = time.perf_counter()
+    validate(recipe, model, data, min(count, _IMAGES))
+    return count, (time.perf_counter() - start) / min(count, _IMAGES)
+
+
+def _largest_memory(work: Callable):
+    """Runs something, and tells the most memory in bytes that was in use meanwhile, and what it gave."""
+    gpus = tf.config.list_logical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.reset_memory_stats(gpu.name)
+    reset = _reset_high_water()
+    result = work()
+    if gpus:
+        return max(tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), result
+    return _high_water(reset), result
+
+
+def _reset_high_water() -> bool:
+    """Asks Linux to forget the process's high-water mark, so that it is that of what follows."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water(reset: bool) -> int | None:
+    if reset:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    if os.name != "posix":
+        return None
+    import resource
+
+    # Kilobytes, but for macOS; of the whole life of the process.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,237 @@
+"""What a training run consists of, made from its recipe, and whether a recipe can be followed at all."""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from kerasseg.data import DataSet, Share, training_batches, unwrap_error
+from kerasseg.data.transforms import static_size
+from kerasseg.errors import KerassegError
+from kerasseg.evaluation import load_model
+from kerasseg.interop import transplant
+from kerasseg.losses import LOSSES
+from kerasseg.recipes import Recipe
+from kerasseg.recipes.building import (
+    build_network,
+    images_per_pass,
+    open_recipe_data,
+    open_training_data,
+    padding_color,
+    recipe_transforms,
+)
+from kerasseg.runs import Run
+from kerasseg.tables import did_you_mean
+from kerasseg.training.freezing import freeze
+from kerasseg.training.optimizers import make_optimizer
+from kerasseg.training.strategies import make_strategy
+from kerasseg.training.trainer import Trainer
+
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+# What decides the state of a run: its variables, and where in the training sequence it stands.
+_FIXED = (
+    "arch", "backbone", "width_multiplier", "arguments", "freeze", "freeze_batch_norm", "precision", "optimizer",
+    "data", "split", "seed", "sampling", "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
+)  # fmt: skip
+
+# Makes the strategy of a recipe: called once for all stages, because the workers of a cluster join once.
+StrategyMaker = Callable[..., tf.distribute.Strategy]
+
+
+def make_trainer(recipe: Recipe, num_classes: int, strategy: tf.distribute.Strategy, *, initial: bool) -> Trainer:
+    """Builds network, optimizer and loss.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Classes of its data.
+        strategy: Where to train.
+        initial: Whether to load the recipe's first weights.
+    Raises:
+        KerassegError: If something in the recipe is unknown or does not fit.
+    """
+    keras.utils.set_random_seed(recipe.seed)
+    with strategy.scope(), _precision(recipe):
+        model = build_network(recipe, num_classes, initial_weights=initial)
+        freeze(model, recipe.freeze, batch_norm=recipe.freeze_batch_norm)
+        optimizer = make_optimizer(recipe, model)
+    return Trainer(
+        model,
+        optimizer=optimizer,
+        loss=_make_loss(recipe),
+        loss_weights=recipe.loss_weights,
+        strategy=strategy,
+        accumulation=recipe.accumulation,
+        steps_per_call=recipe.steps_per_call,
+        clip_norm=recipe.clip_norm,
+        loss_scaling=recipe.precision == "float16",
+        jit_compile=recipe.jit_compile,
+    )
+
+
+def recipe_strategy(recipe: Recipe, strategies: StrategyMaker = make_strategy) -> tf.distribute.Strategy:
+    """Makes the strategy that a recipe names: before anything else of TensorFlow, for a cluster can be joined only then.
+
+    Args:
+        recipe: The recipe.
+        strategies: What makes the strategy.
+    Raises:
+        KerassegError: If there is no such strategy, or its replicas cannot share a batch.
+    """
+    strategy = strategies(recipe.strategy, replicas=recipe.replicas, join_timeout=recipe.join_timeout)
+    check_shares(recipe, strategy.num_replicas_in_sync)
+    return strategy
+
+
+def feed(recipe: Recipe, data: DataSet, start: int, share: Share) -> tf.data.Dataset:
+    """Gives a recipe's training batches, as `Trainer.train` asks for them."""
+    fill = padding_color(recipe, data)
+    return training_batches(
+        data,
+        images_per_pass(recipe),
+        transforms=recipe_transforms(recipe, fill),
+        fill=fill,
+        seed=recipe.seed,
+        sampling=recipe.sampling,
+        start=start,
+        share=share,
+    )
+
+
+def check_recipe(recipe: Recipe, *, strategies: StrategyMaker = make_strategy) -> tuple[DataSet, Trainer]:
+    """Makes everything that a recipe names and trains nothing.
+
+    Args:
+        recipe: The recipe, without stages.
+        strategies: What makes the strategy.
+    Returns:
+        Its training data, the first batch decoded, and what would train its network.
+    Raises:
+        KerassegError: If something in it is unknown, missing or does not fit.
+    """
+    check_sizes(recipe)
+    strategy = recipe_strategy(recipe, strategies)
+    data = open_training_data(recipe)
+    with one_line_errors():
+        next(iter(feed(recipe, data, 0, Share())))
+    if recipe.validate_every:
+        open_recipe_data(recipe, recipe.validation_split)
+    return data, make_trainer(recipe, data.labels.num_classes, strategy, initial=False)
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Refuses an unknown precision, and images whose size contradicts the network's or is not known where it must be.
+
+    Raises:
+        KerassegError: If that is so.
+    """
+    if recipe.precision not in PRECISIONS:
+        raise KerassegError(f"precision='{recipe.precision}': expected one of {', '.join(PRECISIONS)}")
+    size = static_size(recipe_transforms(recipe, (0.0, 0.0, 0.0)))
+    fixed = tuple(recipe.arguments.get("input_shape") or ())[:2]
+    if size is None and (recipe.jit_compile or recipe.strategy == "tpu"):
+        what = "jit_compile" if recipe.jit_compile else "strategy='tpu'"
+        raise KerassegError(f"{what} needs images of one size: pass --crop-size, such as 321x321, or for whole images --pad-size")
+    if recipe.pad_size and recipe.crop_size and any(c > p for c, p in zip(recipe.crop_size, recipe.pad_size, strict=True)):
+        crop, pad = ("x".join(map(str, sides)) for sides in (recipe.crop_size, recipe.pad_size))
+        raise KerassegError(f"crop_size {crop} is larger than the padded image, pad_size {pad}: pass --crop-size {pad} or omit one")
+    for side, received, expected in zip(("high", "wide"), size or (), fixed, strict=False):
+        if expected is not None and received != expected:
+            raise KerassegError(
+                f"crop_size or pad_size makes images {received} pixels {side}, input_shape={list(recipe.arguments['input_shape'])} "
+                f"takes {expected}: pass --crop-size {'x'.join(str(n or 'N') for n in fixed)}"
+            )
+
+
+def check_shares(recipe: Recipe, replicas: int) -> None:
+    """Refuses a batch that the replicas cannot share.
+
+    Raises:
+        KerassegError: If that is so.
+    """
+    images = images_per_pass(recipe)
+    if images % replicas:
+        grown = f" (grown to {images} by loss_sampling)" if images != recipe.batch_size else ""
+        larger = -(-recipe.batch_size // replicas) * replicas
+        raise KerassegError(
+            f"batch_size={recipe.batch_size}{grown} cannot be shared by {replicas} replicas: make it a multiple, "
+            f"--batch-size {larger}"
+        )
+
+
+def check_resumption(recipe: Recipe, run: Run) -> None:
+    """Refuses to go on with what would make another run.
+
+    Raises:
+        KerassegError: If a field that may not change has changed.
+    """
+    before = Recipe.from_json(run.recipe())
+    for name in _FIXED:
+        if getattr(before, name) != getattr(recipe, name):
+            raise KerassegError(
+                f"{run.path} was begun with {name}={getattr(before, name)}, received {getattr(recipe, name)}: "
+                "omit the option to resume, or choose a new --run-dir"
+            )
+
+
+def start_from(model: keras.Model, sources: Mapping[Path, str]) -> list[str]:
+    """Copies all weights that fit from trained networks.
+
+    Args:
+        model: The network to start; changed in place.
+        sources: Run directory or model file → suffix of the layer names that it fills.
+    Returns:
+        Names of the layers that keep their own.
+    Raises:
+        KerassegError: If one of them fills nothing.
+    """
+    new = {layer.name: None for layer in model.layers if layer.weights}
+    every = len(new)
+    for path, suffix in sources.items():
+        source = load_model(path)
+        kept = transplant(source, model, suffix)
+        if len(kept) == every:
+            follows = f", '{suffix}' added," if suffix else ""
+            raise KerassegError(
+                f"cannot start from {path}: no layer of {source.name} has{follows} the name and shape of one of {model.name}"
+            )
+        new = {name: None for name in new if name in kept}
+    return list(new)
+
+
+@contextmanager
+def one_line_errors():
+    """Finds behind what TensorFlow raises a mistake in the user's files, or that another worker is gone."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if "Collective ops is aborted" in str(error):
+            raise KerassegError(
+                "another worker was lost: start all workers again with the same --run-dir; they go on from the last checkpoint"
+            ) from error
+        raise unwrap_error(error) or error from error
+
+
+@contextmanager
+def _precision(recipe: Recipe):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(PRECISIONS[recipe.precision])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _make_loss(recipe: Recipe):
+    if recipe.loss not in LOSSES:
+        raise KerassegError(f"loss='{recipe.loss}': {did_you_mean(recipe.loss, LOSSES)}")
+    arguments = {
+        "normalization": recipe.loss_normalization,
+        "class_weights": recipe.class_weights,
+        "hard_pixel_share": recipe.hard_pixel_share,
+    }
+    if recipe.loss == "sigmoid_cross_entropy":
+        arguments["null_background"] = bool(recipe.arguments.get("null_background"))
+    return LOSSES[recipe.loss](**arguments)

@@ -1,0 +1,130 @@
+"""Training by a recipe: one run, or several in stages, each beginning where others ended."""
+
+import gc
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+import keras
+
+from kerasseg.errors import KerassegError
+from kerasseg.evaluation import load_model
+from kerasseg.labels import LabelTable
+from kerasseg.recipes import Recipe
+from kerasseg.recipes.building import open_recipe_data
+from kerasseg.runs import Run
+from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, recipe_strategy
+from kerasseg.training.recording import Report
+from kerasseg.training.session import train_run
+from kerasseg.training.strategies import is_chief, make_strategy
+
+
+def train_recipe(
+    recipe: Recipe,
+    run: Run,
+    *,
+    stage: str | None = None,
+    init: str | Path | None = None,
+    report: Report | None = None,
+) -> keras.Model:
+    """Trains what a recipe describes, or resumes it exactly where the run directory stops.
+
+    The stages of a recipe are trained in their order, each as a run of its own in `stages/<n>-<name>`; those that are finished
+    are kept as they are. Everything that can be wrong with the arguments and the first images, of every stage, is found before
+    the run directory is begun.
+
+    Args:
+        recipe: The recipe.
+        run: Where it is recorded; a run that was begun is resumed, and its record keeps what the recipe changes.
+        stage: Only this stage of the recipe; those that it starts from must be finished in the run directory.
+        init: Run or model whose weights a new run starts from, all that fit; layers of other shapes stay new. With stages, the
+            first one starts so, or the one that is named, instead of from its predecessors.
+        report: Called with each record of the log: `step`, `loss`, `learning_rate`, and scores after a validation. Also with
+            `stage` (and `finished`) where a stage begins, `started_from` and `new_layers` where weights were taken over, `done`,
+            `iterations` and `images` (per step) before the first step, `searched` and `of` while labels are searched for
+            `bootstrap_classes`, and `notice` with a line that a person should see.
+    Returns:
+        The trained network, in float32: the best of the validations, or the last step where there were none or the recipe says
+        so. With stages, that of the last one trained.
+    Raises:
+        KerassegError: If the recipe, its data, or the run directory does not allow it.
+        Preempted: If the process was asked to end by SIGTERM; the run can be resumed at the very step.
+    """
+    report = report or (lambda record: None)
+    _check_same_stages(recipe, run)
+    # Made once, whatever the stages: the workers of a cluster join once.
+    strategies = cache(make_strategy)
+    if recipe.stages:
+        return _train_stages(recipe, run, stage, init, strategies, report)
+    if stage:
+        raise KerassegError(f"recipe {recipe.name} has no stages, received --stage {stage}: omit it")
+    return train_run(recipe, run, sources=_of_init(init), strategies=strategies, report=report)
+
+
+def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies, report: Report) -> keras.Model:
+    if stage:
+        recipe.stage(stage)
+    places = {each.name: run.stage(number, each.name) for number, each in enumerate(recipe.stages, start=1)}
+    names = [stage] if stage else list(places)
+    due = [name for name in names if stage or not places[name].model_path.is_file()]
+    if stage and not init:
+        _check_predecessors(recipe, places, stage)
+    labels = _check_stages(recipe, places, due, strategies)
+    chief = is_chief(recipe_strategy(recipe.final(), strategies))
+    if chief and run.exists and run.recipe() != recipe.to_json():
+        run.update(recipe.to_json())
+    model, last = None, places[recipe.stages[-1].name]
+    for name in names:
+        if chief:
+            report({"stage": name, "finished": name not in due})
+        if name in due:
+            model = train_run(
+                recipe.stage(name),
+                places[name],
+                sources=_of_init(init) if init and name == names[0] else _of_predecessors(recipe, places, name),
+                strategies=strategies,
+                on_begin=lambda: run.exists or run.begin(recipe.to_json(), labels),
+                report=report,
+            )
+    if chief and last.model_path.is_file():
+        run.save_model(partial(shutil.copyfile, last.model_path))
+    return model or load_model(last.path)
+
+
+def _check_same_stages(recipe: Recipe, run: Run) -> None:
+    if not run.exists:
+        return
+    before, now = (", ".join(each.name for each in r.stages) or "none" for r in (Recipe.from_json(run.recipe()), recipe))
+    if before != now:
+        raise KerassegError(f"{run.path} was begun with the stages {before}, received {now}: choose a new --run-dir")
+
+
+def _check_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) -> None:
+    if places[stage].exists:
+        return
+    for name in recipe.predecessors(stage):
+        if not places[name].model_path.is_file():
+            raise KerassegError(
+                f"stage '{stage}' starts from '{name}', which is not finished in {places[name].path}: train it first with "
+                f"--stage {name}, or pass --init with a run or model to start from"
+            )
+
+
+def _check_stages(recipe: Recipe, places: Mapping[str, Run], names: Iterable[str], strategies: StrategyMaker) -> LabelTable:
+    """Finds what is wrong with any stage before the first is trained, and what the classes of the last one are."""
+    for name in names:
+        if places[name].exists:
+            check_resumption(recipe.stage(name), places[name])
+        check_recipe(recipe.stage(name), strategies=strategies)
+        # Models are cycles: without this they would lie in memory together.
+        gc.collect()
+    return open_recipe_data(recipe.final(), recipe.final().split).labels
+
+
+def _of_init(init) -> dict[Path, str]:
+    return {Path(init): ""} if init else {}
+
+
+def _of_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) -> dict[Path, str]:
+    return {places[name].path: suffix for name, suffix in recipe.predecessors(stage).items()}

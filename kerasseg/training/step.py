@@ -1,0 +1,238 @@
+"""One optimiser step as a graph, the same under every strategy.
+
+What a replica computes is in the methods named `_replica_…`; everything else runs once, above the replicas. Reductions stand at
+the top of a replica's function, never in a loop or branch of its own: there TensorFlow cannot join the replicas.
+"""
+
+from functools import partial
+
+import tensorflow as tf
+
+from kerasseg.errors import KerassegError
+
+# Dynamic loss scaling, as Micikevicius et al. 2018, §3.2, and the defaults of Keras.
+_FIRST_SCALE, _GROWTH_STEPS = 2.0**15, 2000
+
+
+class StepGraph:
+    """The step of a `Trainer`.
+
+    Args:
+        model: The network.
+        optimizer: Built on the network's trainable variables.
+        losses: Output → loss.
+        loss_weights: Output → factor.
+        strategy: Where the replicas are.
+        accumulation: Forward passes per step.
+        clip_norm: Largest norm of all gradients together, or `None`.
+        loss_scaling: Whether gradients are computed times a factor that keeps them in float16's range.
+        jit_compile: Whether XLA compiles what a replica computes.
+    """
+
+    def __init__(self, model, optimizer, losses, loss_weights, strategy, *, accumulation, clip_norm, loss_scaling, jit_compile):
+        self.model, self.optimizer, self.losses, self.loss_weights = model, optimizer, losses, loss_weights
+        self.strategy, self.accumulation, self.clip_norm = strategy, accumulation, clip_norm
+        self._sums = self._scale = self._finite_steps = None
+        with strategy.scope():
+            if accumulation > 1:
+                # Each replica's own; not part of the state, because they are zero between steps.
+                own = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.SUM}
+                shapes = [(), *(variable.shape for variable in model.trainable_variables)]
+                self._sums = [tf.Variable(tf.zeros(shape), trainable=False, **own) for shape in shapes]
+            if loss_scaling:
+                self._scale = tf.Variable(_FIRST_SCALE, trainable=False, name="loss_scale")
+                self._finite_steps = tf.Variable(0, trainable=False, name="finite_steps")
+        # Without autograph, which would bury the one line of an error in a traceback of another type.
+        compiled = partial(tf.function, autograph=False, jit_compile=True) if jit_compile else lambda function: function
+        self._replica_step, self._replica_pass = compiled(self._replica_step), compiled(self._replica_pass)
+        self._replica_apply = compiled(self._replica_apply)
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """What, beside the model's and the optimizer's variables, decides the next steps."""
+        return [] if self._scale is None else [self._scale, self._finite_steps]
+
+    def several(self, iterator, count):
+        """Does up to `count` steps, and stops after one whose loss is not finite.
+
+        Args:
+            iterator: Iterator of the batches.
+            count: Scalar integer tensor.
+        Returns:
+            Number of steps done; losses and rates, each of shape `(count,)`.
+        """
+        arrays = [tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(2)]
+
+        def body(done, losses, rates, _):
+            loss, rate = self.one(iterator)
+            return done + 1, losses.write(done, loss), rates.write(done, rate), tf.math.is_finite(loss)
+
+        def go_on(done, losses, rates, finite):
+            return tf.logical_and(done < count, finite)
+
+        done, losses, rates, _ = tf.while_loop(go_on, body, (0, *arrays, True), parallel_iterations=1)
+        return done, losses.stack(), rates.stack()
+
+    def one(self, iterator):
+        """Does one step; nothing changes where its loss is not finite.
+
+        Args:
+            iterator: Iterator of the batches.
+        Returns:
+            The loss of the whole step and the learning rate it was applied with, float32 scalars.
+        """
+        rate = tf.cast(tf.convert_to_tensor(self.optimizer.learning_rate), tf.float32)
+        if self.accumulation == 1:
+            gradients, loss, finite = self.strategy.run(self._replica_step, (iterator.get_next(),))
+        else:
+
+            def body(number):
+                self.strategy.run(self._replica_pass, (iterator.get_next(),))
+                return (number + 1,)
+
+            passes = tf.while_loop(lambda number: number < self.accumulation, body, (0,), parallel_iterations=1)
+            with tf.control_dependencies(passes):
+                gradients, loss, finite = self.strategy.run(self._replica_collect)
+        loss, finite = (self.strategy.experimental_local_results(value)[0] for value in (loss, finite))
+        tf.cond(finite, lambda: self._apply(gradients), lambda: self._skip(loss))
+        return loss, rate
+
+    def _apply(self, gradients):
+        self.strategy.run(self._replica_apply, (gradients,))
+        if self._scale is not None:
+            grown = tf.equal(self._finite_steps % _GROWTH_STEPS, _GROWTH_STEPS - 1)
+            self._scale.assign(tf.where(grown, 2 * self._scale, self._scale))
+            self._finite_steps.assign_add(1)
+        return tf.constant(0)
+
+    def _skip(self, loss):
+        """Passes over a step whose gradients left float16's range: it counts for data and rate, but changes no weight."""
+        if self._scale is not None:
+
+            def shrink():
+                self._scale.assign(tf.maximum(self._scale / 2, 1.0))
+                self._finite_steps.assign(0)
+                self.optimizer.iterations.value.assign_add(1)
+                return tf.constant(0)
+
+            tf.cond(tf.math.is_finite(loss), shrink, lambda: tf.constant(0))
+        return tf.constant(0)
+
+    def _replica_step(self, batch):
+        images, labels = batch
+        return self._reduced(*self._gradients(images, labels))
+
+    def _replica_pass(self, batch):
+        images, labels, weights = batch
+        gradients, loss = self._gradients(images, labels, _all_reduce(weights))
+        for total, value in zip(self._sums, [loss, *gradients], strict=True):
+            total.assign_add(value)
+
+    def _replica_collect(self):
+        loss, *gradients = [total.read_value() for total in self._sums]
+        with tf.control_dependencies([loss, *gradients]):
+            for total in self._sums:
+                total.assign(tf.zeros_like(total))
+        return self._reduced(gradients, loss)
+
+    def _gradients(self, images, labels, weights=None):
+        """This replica's share of the gradients and of the loss: the shares of all replicas and passes add up to the whole.
+
+        Without `weights`, this pass is the whole step, and the normalisers come from its own logits and labels.
+        """
+        labels = as_dict(labels, self.losses)
+        with tf.GradientTape() as tape:
+            logits = as_dict(self.model(images, training=True), self.losses)
+            if weights is not None:
+                self._check_sizes(labels, logits)
+            totals = {key: loss.totals(labels[key], logits[key]) for key, loss in self.losses.items()}
+            weights = weights or _all_reduce({key: weight for key, (_, weight) in totals.items()})
+            loss = sum(self.loss_weights[key] * total / self._divisor(key, weights[key]) for key, (total, _) in totals.items())
+            if self.model.losses:
+                loss += tf.add_n(self.model.losses) / (self.strategy.num_replicas_in_sync * self.accumulation)
+            scaled = loss if self._scale is None else loss * self._scale
+        # A weight that the loss does not depend on has gradient zero, as in Caffe, and still decays.
+        variables = [variable.value for variable in self.model.trainable_variables]
+        return tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO), loss
+
+    def _reduced(self, gradients, loss):
+        """Adds up the shares of all replicas; clips what they give together, not each one's own."""
+        loss, *gradients = _all_reduce([loss, *gradients])
+        finite = tf.math.is_finite(loss)
+        if self._scale is not None:
+            gradients = [gradient / self._scale for gradient in gradients]
+            finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        if self.clip_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        return gradients, loss, finite
+
+    def _replica_apply(self, gradients):
+        self.optimizer.apply(gradients)
+
+    def _divisor(self, key, weight):
+        # A batch without a valid pixel has loss 0, not 0 / 0.
+        return tf.where(weight > 0, weight, 1.0) if self.losses[key].normalized else 1.0
+
+    def attach_weights(self, data: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+        """Gives each batch the normalisers of the step that it is a part of: they must be known before its first pass.
+
+        Args:
+            data: Images and labels, one element for each replica and pass.
+            replicas: Replicas that the data set is dealt to.
+        Returns:
+            Images, labels, and by output the weight of the step's labels in this pipeline, divided by `replicas`.
+        """
+        sizes = self._logit_sizes(data.element_spec[0].shape)
+
+        def weigh(images, labels):
+            named = as_dict(labels, self.losses)
+            return images, labels, {key: loss.weight(named[key], sizes[key]) for key, loss in self.losses.items()}
+
+        def share(images, labels, weights):
+            totals = {key: weight.reduce(0.0, tf.add) / replicas for key, weight in weights.items()}
+            return tf.data.Dataset.zip(images, labels, tf.data.Dataset.from_tensors(totals).repeat())
+
+        grouped = data.map(weigh).window(self.accumulation * replicas, drop_remainder=True).flat_map(share)
+        return grouped.prefetch(tf.data.AUTOTUNE)
+
+    def _logit_sizes(self, shape) -> dict:
+        """Height and width of each output where the image's are known; else `None`, and the label's own size is demanded."""
+        if None in tuple(shape)[1:3]:
+            return dict.fromkeys(self.losses)
+        outputs = self.model.compute_output_shape(tuple(shape))
+        return {key: tuple(size)[1:3] for key, size in as_dict(outputs, self.losses).items()}
+
+    def _check_sizes(self, labels, logits):
+        for key in self.losses:
+            if None in tuple(logits[key].shape)[1:3]:
+                sizes = [tf.shape(x)[1:3] for x in (labels[key], logits[key])]
+                tf.debugging.assert_equal(
+                    *sizes, "accumulation over logits smaller than the label needs images of one size: pass crop_size"
+                )
+
+
+def as_dict(values, keys) -> dict:
+    """Names a single value as the single output."""
+    if not isinstance(values, dict):
+        (key,) = keys
+        return {key: values}
+    return values
+
+
+def _all_reduce(value):
+    # A tensor straight from the input pipeline has no device, which a reduction over workers needs.
+    value = tf.nest.map_structure(tf.identity, value)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def keep_reduced(optimizer) -> None:
+    """Tells a Keras optimizer that the gradients it gets are summed over the replicas already; it would add them up again.
+
+    Raises:
+        KerassegError: If this release of Keras has another way of reducing.
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise KerassegError(
+            f"{type(optimizer).__name__} of this Keras reduces gradients in an unknown way: install keras >=3.15,<3.16"
+        )
+    optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables

@@ -1,0 +1,122 @@
+"""SIGTERM: training stops after its step, saves, and says how to go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from cli_helpers import ROOT, TINY, run, start
+
+from kerasseg.cli import train
+from kerasseg.cli.running import run_command
+from kerasseg.runs import Preempted, Run
+from kerasseg.training.preemption import Preemption
+
+
+@pytest.fixture
+def died():
+    """What came through to the handler that was there before, which would have ended the process."""
+    numbers = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: numbers.append(number))
+    yield numbers
+    signal.signal(signal.SIGTERM, before)
+
+
+def send(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def test_the_first_signal_is_noted_and_the_second_goes_through(died):
+    with Preemption() as preemption:
+        assert not preemption.requested
+        send()
+        assert preemption.requested and not died
+        send()
+        assert died == [signal.SIGTERM]
+
+
+def test_before_and_after_it_nothing_is_held_back(died):
+    preemption = Preemption()
+    send()
+    with pytest.raises(RuntimeError), preemption:
+        raise RuntimeError
+    send()
+    assert len(died) == 2 and not preemption.requested
+
+
+def test_another_signal_is_none_of_its_business(died):
+    with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
+        send(signal.SIGINT)
+        # Python looks for signals between two instructions.
+        time.sleep(1)
+    assert not preemption.requested
+
+
+def test_a_handler_that_python_did_not_install_becomes_the_systems_own(monkeypatch, died):
+    handlers = []
+    monkeypatch.setattr("signal.signal", lambda number, handler: handlers.append(handler))
+    with Preemption() as preemption:
+        preemption._note(signal.SIGTERM, None)
+    assert handlers[1:] == [signal.SIG_DFL, signal.SIG_DFL] and preemption.requested
+
+
+def test_in_another_thread_nothing_is_installed(died):
+    seen = []
+
+    def enter():
+        with Preemption() as preemption:
+            seen.append(signal.getsignal(signal.SIGTERM))
+            send()
+            seen.append(preemption.requested)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [before, False] and len(died) == 1
+
+
+def test_the_exit_code_is_143_with_one_line(tmp_path, capsys):
+    def stop(arguments):
+        raise Preempted(Run(tmp_path / "a run").stage(2, "fcn16s"), 7)
+
+    assert run_command(stop, []) == 143
+    assert (
+        capsys.readouterr().err
+        == f"stopped by SIGTERM, saved after step 7; to go on: python train.py --run-dir '{tmp_path}/a run'\n"
+    )
+
+
+def test_the_command_lines_know_it_without_tensorflow():
+    code = "import sys, kerasseg.cli.train; print('tensorflow' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
+
+
+def test_a_training_stops_after_its_step_and_goes_on_to_the_same_result(tmp_path, capsys):
+    options = (*TINY, "--crop-size", "32x32", "--iterations", "60", "--checkpoint-every", "50", "--seed", "3")
+    stopped, whole = Run(tmp_path / "stopped"), Run(tmp_path / "whole")
+    process = start("train.py", *options, "--run-dir", stopped.path)
+    while len(stopped.read_log()) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.terminate()
+    _, err = process.communicate()
+    step = stopped.checkpoints().last_step()
+    assert (process.returncode, err.splitlines()[-1]) == (
+        143,
+        f"stopped by SIGTERM, saved after step {step}; to go on: python train.py --run-dir {stopped.path}",
+    )
+    # Neither the first one, which is saved at once, nor a regular one.
+    assert 3 <= step < 50 and stopped.read_log()[-1]["step"] == step and not stopped.model_path.exists()
+    for record in (stopped, whole):
+        assert run(train, *options, "--run-dir", record.path) == 0
+    states = [record.checkpoints().last() for record in (stopped, whole)]
+    assert states[0][0] == states[1][0] == 60
+    for one, other in zip(states[0][1].values(), states[1][1].values(), strict=True):
+        assert (one == other).all()
+    assert json.dumps(stopped.read_log()) == json.dumps(whole.read_log())
