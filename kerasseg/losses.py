@@ -253,7 +253,10 @@ class SegmentationCrossEntropy(_PixelLoss):
         super().__init__(normalization, ignore_label, class_weights, hard_pixel_share, label_offset, name)
 
     def _log_loss(self, label, logits):
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=label, logits=logits)
+        # Three quarters of the time of tf.nn.sparse_softmax_cross_entropy_with_logits on a CPU; not by tf.gather, whose gradient
+        # scatters, which is slow on a TPU.
+        own = tf.one_hot(label, logits.shape[-1])
+        return -tf.reduce_sum(tf.math.multiply_no_nan(tf.nn.log_softmax(logits), own), axis=-1)
 
 
 @keras.saving.register_keras_serializable("kerasseg")

@@ -32,6 +32,22 @@ def spatial_shape(x: tf.Tensor) -> tuple:
     return tuple(dynamic[axis] if x.shape[axis] is None else x.shape[axis] for axis in (1, 2))
 
 
+def crop(x: tf.Tensor, begin: int, height, width) -> tf.Tensor:
+    """Cuts a window out of an image or map.
+
+    Not by x[:, a:b, c:d], whose gradient is written by one thread: eleven times the time on two cores.
+
+    Args:
+        x: Shape `(B, H, W, C)`.
+        begin: First row and first column of the window.
+        height: Rows of the window, a number or a scalar tensor.
+        width: Columns, likewise.
+    Returns:
+        Shape `(B, height, width, C)`.
+    """
+    return tf.slice(x, [0, begin, begin, 0], [-1, height, width, -1])
+
+
 def upsample_bilinear(x: tf.Tensor, kernel_size: int, stride: int) -> tf.Tensor:
     """Upsamples every channel as a transposed convolution with a fixed bilinear kernel does.
 
@@ -61,4 +77,4 @@ def upsample_bilinear(x: tf.Tensor, kernel_size: int, stride: int) -> tf.Tensor:
     else:
         size, begin = [(n + 2) * stride for n in (height, width)], stride // 2
     x = tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=aligned, half_pixel_centers=not aligned)
-    return x[:, begin : size[0] - begin, begin : size[1] - begin]
+    return crop(x, begin, *(n - 2 * begin for n in size))

@@ -2,7 +2,7 @@
 
 import keras
 
-from kerasseg.ops import spatial_shape
+from kerasseg.ops import crop, spatial_shape
 
 
 @keras.saving.register_keras_serializable("kerasseg")
@@ -34,7 +34,7 @@ class CropLike(keras.layers.Layer):
     def call(self, inputs):
         x, reference = inputs
         height, width = spatial_shape(reference)
-        return x[:, self.offset : self.offset + height, self.offset : self.offset + width]
+        return crop(x, self.offset, height, width)
 
     def compute_output_shape(self, input_shape):
         x, reference = input_shape
