@@ -169,7 +169,9 @@ class _PixelLoss(keras.losses.Loss):
         """The weight of every pixel's class, 0 where it is not valid."""
         if self.class_weights is None:
             return tf.cast(valid, tf.float32)
-        weights = tf.gather(tf.constant(self.class_weights, tf.float32), tf.where(valid, label, 0))
+        # What is no class is found, and named, where the loss itself is computed.
+        known = tf.clip_by_value(label, 0, len(self.class_weights) - 1)
+        weights = tf.gather(tf.constant(self.class_weights, tf.float32), known)
         return tf.where(valid, weights, 0.0)
 
     def _hard_count(self, counting):

@@ -144,6 +144,7 @@ class Adam(_Multiplied, keras.optimizers.Adam):
     def __init__(
         self,
         learning_rate=1e-3,
+        *,
         l2_decay: float = 0.0,
         multipliers: Mapping[str, tuple[float, float]] | None = None,
         name: str = "adam",
@@ -187,5 +188,5 @@ class AdamW(Adam, keras.optimizers.AdamW):
         Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
 
-    def __init__(self, learning_rate=1e-3, l2_decay=0.0, multipliers=None, name="adamw", **kwargs):
-        super().__init__(learning_rate, l2_decay, multipliers, name, **kwargs)
+    def __init__(self, learning_rate=1e-3, *, l2_decay=0.0, multipliers=None, name="adamw", **kwargs):
+        super().__init__(learning_rate, l2_decay=l2_decay, multipliers=multipliers, name=name, **kwargs)

@@ -98,6 +98,8 @@ def make_schedule(
         raise KerassegError(f"warmup='{warmup}': {did_you_mean(warmup, WARMUPS)}")
     if warmup_steps and not 0 < warmup_steps < iterations:
         raise KerassegError(f"warmup_steps={warmup_steps} of iterations={iterations}: expected 0 to {iterations - 1}")
+    if warmup_rate and not warmup_steps:
+        raise KerassegError(f"warmup_rate={warmup_rate:g} without a warm-up: pass warmup_steps=…")
     schedule = _plain_schedule(kind, learning_rate, iterations - warmup_steps, power, step_size, gamma)
     return WarmUp(schedule, warmup_steps, warmup_rate, warmup) if warmup_steps else schedule
 
@@ -106,8 +108,8 @@ def _plain_schedule(kind, learning_rate, iterations, power, step_size, gamma):
     if kind == "fixed":
         return learning_rate
     if kind == "step":
-        if not step_size:
-            raise KerassegError("schedule='step' needs the number of steps between drops: pass step_size=…")
+        if not step_size or step_size < 1:
+            raise KerassegError(f"schedule='step' with step_size={step_size}: pass the optimiser steps between drops, 1 or more")
         return keras.optimizers.schedules.ExponentialDecay(learning_rate, step_size, gamma, staircase=True)
     if kind == "poly":
         return keras.optimizers.schedules.PolynomialDecay(learning_rate, iterations, end_learning_rate=0.0, power=power)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from test_parameter_server import STEPS, Seen, feed, make_trainer
 
 
-def main() -> None:
+def main():
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     trainer = make_trainer(Seen, workers=2)
@@ -19,8 +19,8 @@ def main() -> None:
     # Left open, with gradients under way: the process ends all the same.
     unfinished = trainer.train(feed, 2 * STEPS)
     next(unfinished)
-    globals()["unfinished"] = unfinished
+    return unfinished
 
 
 if __name__ == "__main__":
-    main()
+    kept_to_the_end = main()

@@ -8,6 +8,7 @@ the CPU can be split only before TensorFlow starts, and a cluster is joined once
 
 import json
 import sys
+from functools import partial
 
 import keras
 import numpy as np
@@ -18,8 +19,9 @@ from kerasseg.losses import SegmentationCrossEntropy
 from kerasseg.training import CaffeSGD, Trainer, make_strategy
 
 STEPS, BATCH, PASSES, SIZE = 20, 4, 2, (12, 16)
-# Normalisation of the loss → rate at which these data train, norm to which gradients are clipped (they do reach it).
-SETTINGS = {"valid": (0.5, 0.2), "sum": (5e-4, 200.0)}
+# Normalisation of the loss, or two heads with class weights and hard pixels → rate at which these data train, norm to which
+# gradients are clipped (they do reach it).
+SETTINGS = {"valid": (0.5, 0.2), "sum": (5e-4, 200.0), "heads": (0.3, 0.3)}
 
 
 def batches():
@@ -33,37 +35,48 @@ def batches():
     return images, labels
 
 
-def feed(start, share):
+def feed(start, share, heads=False):
     def cut(array):
         parts = array[start:].reshape(-1, share.slices, BATCH // share.slices, *array.shape[2:])
         return parts[:, share.first : share.first + share.count].reshape(-1, *parts.shape[2:])
 
-    return tf.data.Dataset.from_tensor_slices(tuple(cut(array) for array in batches()))
+    images, labels = (cut(array) for array in batches())
+    return tf.data.Dataset.from_tensor_slices((images, {"one": labels, "two": labels // 2} if heads else labels))
 
 
-def network():
+def network(heads=False):
     image = keras.Input((None, None, 3))
     x = Conv2D(8, 3, padding="same", dilation_rate=2, name="conv")(image)
     x = BatchNormalization(momentum=0.8, synchronized=True, name="conv_bn")(x)
     x = Dropout(0.3, seed=5)(keras.layers.ReLU()(x))
-    return keras.Model(image, Conv2D(5, 1, name="score")(x))
+    outputs = {name: Conv2D(5, 1, name=name)(x) for name in ("one", "two")}
+    return keras.Model(image, outputs if heads else outputs["one"])
+
+
+def loss_of(normalization):
+    if normalization != "heads":
+        return SegmentationCrossEntropy(normalization)
+    weighted = SegmentationCrossEntropy(class_weights=(1, 2, 0.5, 1, 1))
+    # The 255 // 2 of ignored pixels.
+    return {"one": weighted, "two": SegmentationCrossEntropy(ignore_label=127, hard_pixel_share=0.6)}
 
 
 def train(strategy, normalization, steps_per_call=1):
     keras.utils.set_random_seed(0)
-    rate, clip_norm = SETTINGS[normalization]
+    heads, (rate, clip_norm) = normalization == "heads", SETTINGS[normalization]
     with strategy.scope():
-        model, optimizer = network(), CaffeSGD(rate, 0.9, 1e-3, {".*/bias": (2.0, 0.0)})
+        model, optimizer = network(heads), CaffeSGD(rate, 0.9, 1e-3, {".*/bias": (2.0, 0.0)})
     trainer = Trainer(
         model,
         optimizer=optimizer,
-        loss=SegmentationCrossEntropy(normalization),
+        loss=loss_of(normalization),
+        loss_weights={"two": 0.5} if heads else None,
         strategy=strategy,
         accumulation=PASSES,
         clip_norm=clip_norm,
         steps_per_call=steps_per_call,
     )
-    losses = [step.loss for step in trainer.train(feed, STEPS)]
+    losses = [step.loss for step in trainer.train(partial(feed, heads=heads), STEPS)]
     return {"losses": losses, "weights": [np.asarray(weight).tolist() for weight in model.get_weights()]}
 
 
@@ -73,7 +86,7 @@ def main(kind: str) -> None:
     else:
         strategy = make_strategy("mirrored", replicas=int(kind))
     result = {"replicas": strategy.num_replicas_in_sync}
-    for normalization, steps_per_call in (("valid", 1), ("sum", 7)):
+    for normalization, steps_per_call in (("valid", 1), ("sum", 7), ("heads", 3)):
         result[normalization] = train(strategy, normalization, steps_per_call)
     print(json.dumps(result))
 

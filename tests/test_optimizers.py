@@ -199,7 +199,7 @@ def test_keras_own_exclusions_from_decay_hold():
 
 ALL = [
     lambda rate, multipliers: CaffeSGD(rate, 0.9, 0.05, multipliers),
-    lambda rate, multipliers: Adam(rate, 0.05, multipliers),
+    lambda rate, multipliers: Adam(rate, l2_decay=0.05, multipliers=multipliers),
     lambda rate, multipliers: AdamW(rate, weight_decay=0.05, multipliers=multipliers),
 ]
 NAMES = ["CaffeSGD", "Adam", "AdamW"]

@@ -51,7 +51,7 @@ def free_ports(count):
 
 def assert_same_training(result, replicas):
     assert result["replicas"] == replicas
-    for normalization in ("valid", "sum"):
+    for normalization in ("valid", "sum", "heads"):
         expected, received = one_device()[normalization], result[normalization]
         assert len(expected["losses"]) == 20 and expected["losses"][-1] < 0.95 * expected["losses"][0]
         assert received["losses"][0] == pytest.approx(expected["losses"][0], rel=1e-6)

@@ -120,7 +120,7 @@ def test_a_warm_up_comes_back_from_its_config(kind, warmup):
 def test_without_a_warm_up_it_is_keras_own():
     assert make_schedule("fixed", 0.5, iterations=100) == 0.5
     for kind, expected in (("poly", "PolynomialDecay"), ("step", "ExponentialDecay")):
-        made = make_schedule(kind, 0.5, iterations=100, step_size=30, warmup="constant", warmup_rate=0.1)
+        made = make_schedule(kind, 0.5, iterations=100, step_size=30, warmup="constant")
         assert type(made) is getattr(keras.optimizers.schedules, expected)
 
 
@@ -128,7 +128,9 @@ def test_without_a_warm_up_it_is_keras_own():
     ("arguments", "message"),
     [
         ({"kind": "cosine"}, "^schedule='cosine': expected one of fixed, step, poly$"),
-        ({"kind": "step"}, "^schedule='step' needs the number of steps between drops: pass step_size=…$"),
+        ({"kind": "step"}, "^schedule='step' with step_size=None: pass the optimiser steps between drops, 1 or more$"),
+        ({"kind": "step", "step_size": -10}, "with step_size=-10: pass the optimiser steps"),
+        ({"warmup_rate": 0.1}, "^warmup_rate=0.1 without a warm-up: pass warmup_steps=…$"),
         ({"warmup": "linaer"}, r"^warmup='linaer': did you mean 'linear'\?$"),
         ({"warmup_steps": 100}, "^warmup_steps=100 of iterations=100: expected 0 to 99$"),
         ({"warmup_steps": -1}, "^warmup_steps=-1 of iterations=100: expected 0 to 99$"),

@@ -20,6 +20,7 @@ def vgg16(
     dropout_rate: float = 0.5,
     suffix: str = "",
     first_name: str = "conv1_1",
+    last: str = "fc7",
 ) -> dict:
     """Builds the trunk of the FCN papers: VGG16 to fc7, at stride 32, with Caffe's rounding of pooled sizes.
 
@@ -31,8 +32,9 @@ def vgg16(
         dropout_rate: Share of fc6's and fc7's outputs dropped in training.
         suffix: Appended to every layer name, where a network has several trunks.
         first_name: Name of the first convolution, where its input is not an RGB image.
+        last: The level to end with: `"fc7"`, or a pool.
     Returns:
-        `pool1` … `pool5` and `fc7`, by the authors' names without suffix.
+        `pool1` … `pool5` and `fc7`, by the authors' names without suffix, as far as `last`.
     Reference:
         Simonyan & Zisserman 2015, configuration D; Shelhamer et al. 2017, §4.1; fcn.berkeleyvision.org, net.py.
     """
@@ -44,6 +46,8 @@ def vgg16(
             padding = first_padding if first and first_padding != 1 else "same"
             x = conv(x, scaled_width(width, width_multiplier), 3, name, padding=padding)
         x = levels[f"pool{block}"] = CeilMaxPooling2D(2, 2, name=f"pool{block}{suffix}")(x)
+        if last == f"pool{block}":
+            return levels
     for name, kernel, padding in (("fc6", 7, fc6_padding), ("fc7", 1, "valid")):
         x = conv(x, scaled_width(4096, width_multiplier), kernel, name + suffix, padding=padding)
         levels[name] = x

@@ -278,7 +278,7 @@ class LossSampling:
         """Returns the pair, parts of its label 255."""
         height, width = label.shape
         cells = rng.random((-(-height // self.cell), -(-width // self.cell))) < self.probability
-        kept = cells.repeat(self.cell, axis=0).repeat(self.cell, axis=1)[:height, :width]
+        kept = cells[np.arange(height)[:, None] // self.cell, np.arange(width) // self.cell]
         return image, np.where(kept, label, np.int32(IGNORE))
 
 

@@ -12,9 +12,9 @@ class Dropout(keras.layers.Dropout):
     """Keras' Dropout, whose draw for an example is the same whichever replica it is on.
 
     Under Keras' own, the replicas draw alike: the examples of one replica lose the same values as those of the next. Here each
-    replica takes the next part of the draw that one device would make for the whole batch; exactly that part where its examples'
-    values divide by four, as many as the generator gives at once. Arguments and configuration are Keras'; `noise_shape` goes
-    Keras' own way.
+    replica takes the next part of the draw that one device would make for the whole batch, if all replicas have images of one
+    size; exactly that part where its examples' values divide by four, as many as the generator gives at once. Arguments and
+    configuration are Keras'; `noise_shape` goes Keras' own way.
 
     Reference:
         Srivastava et al. 2014; the generator is Philox: Salmon et al. 2011.

@@ -203,15 +203,16 @@ def _truncated_builder(pool: str, stride: int):
     ) -> keras.Model:
         _check(padding)
         image = image_input(input_shape)
-        levels = vgg16(preprocess(image, preprocessing), width_multiplier=width_multiplier, **_trunk_padding(padding))
+        # The classifier has weights for the layers behind the pool, too, which are no part of the model.
+        last = "fc7" if weights == "imagenet" else pool
+        x = preprocess(image, preprocessing)
+        levels = vgg16(x, width_multiplier=width_multiplier, last=last, **_trunk_padding(padding))
 
         def head(channels, suffix):
             return _to_image(_score(levels[pool], channels, f"score_{pool}{suffix}"), image, 2 * stride, stride, suffix)
 
         model = keras.Model(image, _heads(num_classes, head), name=f"fcn_{pool}")
-        # The layers behind the pool are no part of the model; the classifier has weights for them, too.
-        trunk = keras.Model(image, levels["fc7"], name=model.name)
-        return with_weights(model, weights, lambda _: load_vgg16_classifier(trunk))
+        return with_weights(model, weights, lambda _: load_vgg16_classifier(keras.Model(image, levels["fc7"], name=model.name)))
 
     build.__name__ = build.__qualname__ = f"fcn_{pool}"
     build.__doc__ = _TRUNCATED_DOC.format(pool=pool, stride=stride)

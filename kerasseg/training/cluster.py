@@ -75,7 +75,7 @@ def wait_for_workers(cluster: Cluster, timeout: float) -> None:
         end = time.monotonic() + timeout
         while seen != others or reached != others:
             reached |= {index for index in others - reached if _greet(cluster, index)}
-            if time.monotonic() > end:
+            if (seen != others or reached != others) and time.monotonic() > end:
                 missing = ", ".join(f"worker {i} ({cluster.addresses[i]})" for i in sorted(others - (seen & reached)))
                 raise KerassegError(
                     f"{missing} did not join worker {cluster.index} in {timeout:g} seconds: start it with the same TF_CONFIG "
@@ -102,8 +102,11 @@ def _answering(cluster: Cluster, seen: set):
 
 def _listen(cluster: Cluster) -> socket.socket:
     address = cluster.addresses[cluster.index]
+    port = int(address.rpartition(":")[2])
     try:
-        return socket.create_server(("", int(address.rpartition(":")[2])))
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
     except OSError as error:
         raise KerassegError(
             f"worker {cluster.index} cannot listen on {address} ({error.strerror}): end the process that has the port, or choose "
@@ -138,5 +141,5 @@ def _greet(cluster: Cluster, index: int) -> bool:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=1) as call:
             call.sendall(greeting)
             return call.recv(64) == greeting
-    except OSError:
+    except (OSError, UnicodeError):
         return False

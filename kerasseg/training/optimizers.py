@@ -37,7 +37,7 @@ def make_optimizer(recipe: Recipe, model: keras.Model | None = None) -> keras.op
     if recipe.optimizer == "sgd":
         return CaffeSGD(rate, recipe.momentum, recipe.weight_decay, multipliers)
     if recipe.optimizer == "adam":
-        return Adam(rate, recipe.weight_decay, multipliers)
+        return Adam(rate, l2_decay=recipe.weight_decay, multipliers=multipliers)
     if recipe.optimizer == "adamw":
         return AdamW(rate, multipliers=multipliers, weight_decay=recipe.weight_decay)
     raise KerassegError(f"optimizer='{recipe.optimizer}': expected one of {', '.join(OPTIMIZERS)}")

@@ -26,6 +26,7 @@ from kerasseg.runs import Run
 from kerasseg.tables import did_you_mean
 from kerasseg.training.freezing import freeze
 from kerasseg.training.optimizers import make_optimizer
+from kerasseg.training.parameter_server import AsynchronousTrainer
 from kerasseg.training.strategies import make_strategy
 from kerasseg.training.trainer import Trainer
 
@@ -57,11 +58,13 @@ def make_trainer(recipe: Recipe, num_classes: int, strategy: tf.distribute.Strat
         model = build_network(recipe, num_classes, initial_weights=initial)
         freeze(model, recipe.freeze, batch_norm=recipe.freeze_batch_norm)
         optimizer = make_optimizer(recipe, model)
+    shared = {"optimizer": optimizer, "loss": _make_loss(recipe), "loss_weights": recipe.loss_weights}
+    if recipe.strategy == "parameter_server":
+        workers = recipe.replicas or len(tf.config.list_logical_devices("GPU")) or 1
+        return AsynchronousTrainer(model, **shared, workers=workers, clip_norm=recipe.clip_norm)
     return Trainer(
         model,
-        optimizer=optimizer,
-        loss=_make_loss(recipe),
-        loss_weights=recipe.loss_weights,
+        **shared,
         strategy=strategy,
         accumulation=recipe.accumulation,
         steps_per_call=recipe.steps_per_call,
@@ -129,6 +132,8 @@ def check_sizes(recipe: Recipe) -> None:
     """
     if recipe.precision not in PRECISIONS:
         raise KerassegError(f"precision='{recipe.precision}': expected one of {', '.join(PRECISIONS)}")
+    if recipe.strategy == "parameter_server":
+        _check_asynchronous(recipe)
     size = static_size(recipe_transforms(recipe, (0.0, 0.0, 0.0)))
     fixed = tuple(recipe.arguments.get("input_shape") or ())[:2]
     if size is None and (recipe.jit_compile or recipe.strategy == "tpu"):
@@ -143,6 +148,18 @@ def check_sizes(recipe: Recipe) -> None:
                 f"crop_size or pad_size makes images {received} pixels {side}, input_shape={list(recipe.arguments['input_shape'])} "
                 f"takes {expected}: pass --crop-size {'x'.join(str(n or 'N') for n in fixed)}"
             )
+
+
+def _check_asynchronous(recipe: Recipe) -> None:
+    has = {
+        "--accumulation": recipe.accumulation > 1,
+        "--steps-per-call": recipe.steps_per_call > 1,
+        "--precision float16": recipe.precision == "float16",
+        "--jit-compile": recipe.jit_compile,
+    }
+    for option, given in has.items():
+        if given:
+            raise KerassegError(f"strategy='parameter_server' has no {option}: omit it, or pass --strategy mirrored")
 
 
 def check_shares(recipe: Recipe, replicas: int) -> None:

@@ -32,12 +32,16 @@ class StepGraph:
     def __init__(self, model, optimizer, losses, loss_weights, strategy, *, accumulation, clip_norm, loss_scaling, jit_compile):
         self.model, self.optimizer, self.losses, self.loss_weights = model, optimizer, losses, loss_weights
         self.strategy, self.accumulation, self.clip_norm = strategy, accumulation, clip_norm
-        self._sums = self._scale = self._finite_steps = None
+        self._sums, self._scale, self._finite_steps = [], None, None
+        # One normaliser divides the sum over the passes in the end. Several, or a regulariser that is not to be divided, must be
+        # known before the first pass; so must float16's, whose range a sum over pixels would leave.
+        self._looks_ahead = accumulation > 1 and (len(losses) > 1 or bool(model.losses) or loss_scaling)
+        self._unsized = ()
         with strategy.scope():
             if accumulation > 1:
-                # Each replica's own; not part of the state, because they are zero between steps.
+                # Loss, weight and gradients, each replica's own; not part of the state, because they are zero between steps.
                 own = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.SUM}
-                shapes = [(), *(variable.shape for variable in model.trainable_variables)]
+                shapes = [(), (), *(variable.shape for variable in model.trainable_variables)]
                 self._sums = [tf.Variable(tf.zeros(shape), trainable=False, **own) for shape in shapes]
             if loss_scaling:
                 self._scale = tf.Variable(_FIRST_SCALE, trainable=False, name="loss_scale")
@@ -52,36 +56,45 @@ class StepGraph:
         """What, beside the model's and the optimizer's variables, decides the next steps."""
         return [] if self._scale is None else [self._scale, self._finite_steps]
 
+    def reset(self) -> None:
+        """Forgets the passes of a step that was broken off."""
+        with self.strategy.scope():
+            for total in self._sums:
+                total.assign(tf.zeros_like(total))
+
     def several(self, iterator, count):
-        """Does up to `count` steps, and stops after one whose loss is not finite.
+        """Does up to `count` steps, and stops at one that went wrong.
 
         Args:
             iterator: Iterator of the batches.
             count: Scalar integer tensor.
         Returns:
-            Number of steps done; losses and rates, each of shape `(count,)`.
+            Number of steps, that one included; losses and rates, each of shape `(count,)`; whether the last step went well.
         """
         arrays = [tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(2)]
 
         def body(done, losses, rates, _):
-            loss, rate = self.one(iterator)
-            return done + 1, losses.write(done, loss), rates.write(done, rate), tf.math.is_finite(loss)
+            loss, rate, well = self.one(iterator)
+            return done + 1, losses.write(done, loss), rates.write(done, rate), well
 
-        def go_on(done, losses, rates, finite):
-            return tf.logical_and(done < count, finite)
+        def go_on(done, losses, rates, well):
+            return tf.logical_and(done < count, well)
 
-        done, losses, rates, _ = tf.while_loop(go_on, body, (0, *arrays, True), parallel_iterations=1)
-        return done, losses.stack(), rates.stack()
+        done, losses, rates, well = tf.while_loop(go_on, body, (0, *arrays, True), parallel_iterations=1)
+        return done, losses.stack(), rates.stack(), well
 
     def one(self, iterator):
-        """Does one step; nothing changes where its loss is not finite.
+        """Does one step; nothing changes where its loss or its gradients are not finite.
 
         Args:
             iterator: Iterator of the batches.
         Returns:
-            The loss of the whole step and the learning rate it was applied with, float32 scalars.
+            The loss of the whole step and the learning rate it was applied with, float32 scalars; and whether it went well. One
+            that was passed over because its gradients left float16's range did.
         """
         rate = tf.cast(tf.convert_to_tensor(self.optimizer.learning_rate), tf.float32)
+        # What the passes themselves move: moving statistics, dropout's random state.
+        moved = [tf.identity(variable.value) for variable in self.model.non_trainable_variables]
         if self.accumulation == 1:
             gradients, loss, finite = self.strategy.run(self._replica_step, (iterator.get_next(),))
         else:
@@ -94,8 +107,12 @@ class StepGraph:
             with tf.control_dependencies(passes):
                 gradients, loss, finite = self.strategy.run(self._replica_collect)
         loss, finite = (self.strategy.experimental_local_results(value)[0] for value in (loss, finite))
-        tf.cond(finite, lambda: self._apply(gradients), lambda: self._skip(loss))
-        return loss, rate
+        if self._scale is None:
+            tf.cond(finite, lambda: self._apply(gradients), lambda: self._undo(moved))
+            return loss, rate, finite
+        well = tf.math.is_finite(loss)
+        tf.cond(finite, lambda: self._apply(gradients), lambda: tf.cond(well, self._skip, lambda: self._undo(moved)))
+        return loss, rate, well
 
     def _apply(self, gradients):
         self.strategy.run(self._replica_apply, (gradients,))
@@ -105,46 +122,56 @@ class StepGraph:
             self._finite_steps.assign_add(1)
         return tf.constant(0)
 
-    def _skip(self, loss):
-        """Passes over a step whose gradients left float16's range: it counts for data and rate, but changes no weight."""
-        if self._scale is not None:
+    def _undo(self, moved):
+        """Leaves the network as it was before a step that went wrong."""
+        for variable, before in zip(self.model.non_trainable_variables, moved, strict=True):
+            variable.assign(before)
+        return tf.constant(0)
 
-            def shrink():
-                self._scale.assign(tf.maximum(self._scale / 2, 1.0))
-                self._finite_steps.assign(0)
-                self.optimizer.iterations.value.assign_add(1)
-                return tf.constant(0)
-
-            tf.cond(tf.math.is_finite(loss), shrink, lambda: tf.constant(0))
+    def _skip(self):
+        """Passes over a step whose gradients left float16's range: it counts for data and rate, but trains no weight."""
+        self._scale.assign(tf.maximum(self._scale / 2, 1.0))
+        self._finite_steps.assign(0)
+        self.optimizer.iterations.value.assign_add(1)
         return tf.constant(0)
 
     def _replica_step(self, batch):
         images, labels = batch
-        return self._reduced(*self._gradients(images, labels))
+        gradients, loss, _ = self._gradients(images, labels)
+        return self._reduced(gradients, loss)
 
     def _replica_pass(self, batch):
-        images, labels, weights = batch
-        gradients, loss = self._gradients(images, labels, _all_reduce(weights))
-        for total, value in zip(self._sums, [loss, *gradients], strict=True):
+        if self._looks_ahead:
+            images, labels, weights = batch
+            gradients, loss, _ = self._gradients(images, labels, _all_reduce(weights))
+            weight = tf.zeros(())
+        else:
+            images, labels = batch
+            gradients, loss, weight = self._gradients(images, labels, dict.fromkeys(self.losses, tf.ones(())))
+        for total, value in zip(self._sums, [loss, weight, *gradients], strict=True):
             total.assign_add(value)
 
     def _replica_collect(self):
-        loss, *gradients = [total.read_value() for total in self._sums]
-        with tf.control_dependencies([loss, *gradients]):
+        sums = [total.read_value() for total in self._sums]
+        with tf.control_dependencies(sums):
             for total in self._sums:
                 total.assign(tf.zeros_like(total))
-        return self._reduced(gradients, loss)
+        loss, weight, *gradients = sums
+        if self._looks_ahead:
+            return self._reduced(gradients, loss)
+        divisor = self._divisor(next(iter(self.losses)), _all_reduce(weight))
+        return self._reduced([gradient / divisor for gradient in gradients], loss / divisor)
 
     def _gradients(self, images, labels, weights=None):
         """This replica's share of the gradients and of the loss: the shares of all replicas and passes add up to the whole.
 
-        Without `weights`, this pass is the whole step, and the normalisers come from its own logits and labels.
+        Without `weights`, this pass is the whole step, and the normalisers come from its own logits and labels. The third of
+        what it gives is the weight of its own labels.
         """
         labels = as_dict(labels, self.losses)
         with tf.GradientTape() as tape:
             logits = as_dict(self.model(images, training=True), self.losses)
-            if weights is not None:
-                self._check_sizes(labels, logits)
+            self._check_sizes(labels, logits)
             totals = {key: loss.totals(labels[key], logits[key]) for key, loss in self.losses.items()}
             weights = weights or _all_reduce({key: weight for key, (_, weight) in totals.items()})
             loss = sum(self.loss_weights[key] * total / self._divisor(key, weights[key]) for key, (total, _) in totals.items())
@@ -153,18 +180,19 @@ class StepGraph:
             scaled = loss if self._scale is None else loss * self._scale
         # A weight that the loss does not depend on has gradient zero, as in Caffe, and still decays.
         variables = [variable.value for variable in self.model.trainable_variables]
-        return tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO), loss
+        gradients = tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return gradients, loss, tf.add_n([weight for _, weight in totals.values()])
 
     def _reduced(self, gradients, loss):
         """Adds up the shares of all replicas; clips what they give together, not each one's own."""
         loss, *gradients = _all_reduce([loss, *gradients])
-        finite = tf.math.is_finite(loss)
         if self._scale is not None:
             gradients = [gradient / self._scale for gradient in gradients]
-            finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        # Also where the loss is finite, the gradients may not be: a ReLU can hide NaN from the loss.
+        norm = tf.linalg.global_norm(gradients)
         if self.clip_norm is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
-        return gradients, loss, finite
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
+        return gradients, loss, tf.math.is_finite(loss) & tf.math.is_finite(norm)
 
     def _replica_apply(self, gradients):
         self.optimizer.apply(gradients)
@@ -173,16 +201,21 @@ class StepGraph:
         # A batch without a valid pixel has loss 0, not 0 / 0.
         return tf.where(weight > 0, weight, 1.0) if self.losses[key].normalized else 1.0
 
-    def attach_weights(self, data: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
-        """Gives each batch the normalisers of the step that it is a part of: they must be known before its first pass.
+    def prepared(self, data: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+        """Gives each batch the normalisers of the step that it is a part of, where they must be known before its first pass.
+
+        The images of a step then lie in memory together; what the passes compute from them does not.
 
         Args:
             data: Images and labels, one element for each replica and pass.
             replicas: Replicas that the data set is dealt to.
         Returns:
-            Images, labels, and by output the weight of the step's labels in this pipeline, divided by `replicas`.
+            Images and labels, and where needed, by output, the weight of the step's labels in this pipeline over `replicas`.
         """
-        sizes = self._logit_sizes(data.element_spec[0].shape)
+        if not self._looks_ahead:
+            return data
+        sizes = self._logit_sizes(data.element_spec[0])
+        self._unsized = tuple(key for key, size in sizes.items() if size is None)
 
         def weigh(images, labels):
             named = as_dict(labels, self.losses)
@@ -195,28 +228,33 @@ class StepGraph:
         grouped = data.map(weigh).window(self.accumulation * replicas, drop_remainder=True).flat_map(share)
         return grouped.prefetch(tf.data.AUTOTUNE)
 
-    def _logit_sizes(self, shape) -> dict:
-        """Height and width of each output where the image's are known; else `None`, and the label's own size is demanded."""
-        if None in tuple(shape)[1:3]:
+    def _logit_sizes(self, images) -> dict:
+        """Height and width of each output where the images' are known; else `None`, and the label's own size is demanded."""
+        shapes = tf.nest.map_structure(lambda spec: tuple(spec.shape), images)
+        if any(None in tuple(spec.shape)[1:3] for spec in tf.nest.flatten(images)):
             return dict.fromkeys(self.losses)
-        outputs = self.model.compute_output_shape(tuple(shape))
+        outputs = self.model.compute_output_shape(shapes)
         return {key: tuple(size)[1:3] for key, size in as_dict(outputs, self.losses).items()}
 
     def _check_sizes(self, labels, logits):
-        for key in self.losses:
-            if None in tuple(logits[key].shape)[1:3]:
-                sizes = [tf.shape(x)[1:3] for x in (labels[key], logits[key])]
-                tf.debugging.assert_equal(
-                    *sizes, "accumulation over logits smaller than the label needs images of one size: pass crop_size"
-                )
+        for key in self._unsized:
+            sizes = [tf.shape(x)[1:3] for x in (labels[key], logits[key])]
+            tf.debugging.assert_equal(
+                *sizes, "accumulation over logits smaller than the label needs images of one size: pass crop_size"
+            )
 
 
 def as_dict(values, keys) -> dict:
-    """Names a single value as the single output."""
-    if not isinstance(values, dict):
-        (key,) = keys
-        return {key: values}
-    return values
+    """Names a single value as the single output.
+
+    Raises:
+        KerassegError: If there are several outputs.
+    """
+    if isinstance(values, dict):
+        return values
+    if len(keys) > 1:
+        raise KerassegError(f"received one value for the outputs {sorted(keys)}: give a dict with one for each")
+    return dict.fromkeys(keys, values)
 
 
 def _all_reduce(value):

@@ -1,7 +1,6 @@
 """Where the replicas of a model live."""
 
 import os
-import socket
 
 import tensorflow as tf
 
@@ -26,26 +25,28 @@ def _multiworker(join_timeout: int) -> tf.distribute.Strategy:
 
 
 def _tpu(join_timeout: int) -> tf.distribute.Strategy:
-    name = os.environ.get("TPU_NAME", "")
+    name = os.environ.get("TPU_NAME", "local")
+    if name != "local":
+        # Only there can tf.data call back into Python, which reads and augments the images.
+        raise KerassegError(
+            f"strategy 'tpu' trains on the machine that the TPU is attached to, received TPU_NAME='{name}': run there, with "
+            "TPU_NAME unset"
+        )
     try:
-        if name.startswith("grpc://"):
-            # TensorFlow would try for ever.
-            host, _, port = name.removeprefix("grpc://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=join_timeout).close()
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name or "local")
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver("local")
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # Without a TPU each release of TensorFlow raises another type.
-        looked = f"the TPU named by TPU_NAME='{name}'" if name else "a TPU of this machine (TPU_NAME is not set)"
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise KerassegError(
-            f"strategy 'tpu' looked for {looked} and found none ({reason}): on a TPU machine install kerasseg[tpu]; "
-            "elsewhere pass --strategy one or mirrored"
+            f"strategy 'tpu' looked for a TPU attached to this machine and found none ({reason}): on a TPU VM install "
+            "kerasseg[tpu]; elsewhere pass --strategy one or mirrored"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
 
-STRATEGIES = {"one": _one, "mirrored": _mirrored, "multiworker": _multiworker, "tpu": _tpu}
+# Asynchronous workers are threads of this process: see `AsynchronousTrainer`.
+STRATEGIES = {"one": _one, "mirrored": _mirrored, "multiworker": _multiworker, "tpu": _tpu, "parameter_server": _one}
 
 
 def make_strategy(name: str = "one", *, replicas: int | None = None, join_timeout: int = 300) -> tf.distribute.Strategy:
@@ -53,15 +54,19 @@ def make_strategy(name: str = "one", *, replicas: int | None = None, join_timeou
 
     Args:
         name: `"one"` device; `"mirrored"`: a replica on every GPU, or on every logical CPU device; `"multiworker"`: the same on
-            every worker of the cluster that the variable TF_CONFIG describes, one process each; `"tpu"`: every core of a TPU.
+            every worker of the cluster that the variable TF_CONFIG describes, one process each; `"tpu"`: every core of the
+            TPU attached to this machine; `"parameter_server"`: asynchronous workers in this process, which need no strategy
+            of TensorFlow's.
         replicas: On a machine without GPU, how many logical devices to split the CPU into; before TensorFlow's first operation.
         join_timeout: Seconds that `"multiworker"` waits for the other workers.
     Raises:
-        KerassegError: If the name is unknown, TensorFlow has started with another number of devices, TF_CONFIG is malformed, a
-            worker does not join, or there is no TPU.
+        KerassegError: If the name is unknown, `replicas` has no meaning, TensorFlow has started with another number of devices,
+            TF_CONFIG is malformed, a worker does not join, or there is no TPU.
     """
     if name not in STRATEGIES:
         raise KerassegError(f"unknown strategy '{name}': {did_you_mean(name, STRATEGIES)}")
+    if replicas is not None and (replicas < 1 or name == "one"):
+        raise KerassegError(f"received replicas={replicas} for strategy '{name}': expected 1 or more, for --strategy mirrored")
     if replicas and not tf.config.list_physical_devices("GPU"):
         cpu = tf.config.list_physical_devices("CPU")[0]
         try:
