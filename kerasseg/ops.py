@@ -45,7 +45,11 @@ def crop(x: tf.Tensor, begin: int, height, width) -> tf.Tensor:
     Returns:
         Shape `(B, height, width, C)`.
     """
-    return tf.slice(x, [0, begin, begin, 0], [-1, height, width, -1])
+    window = tf.slice(x, [0, begin, begin, 0], [-1, height, width, -1])
+    # Where the size is a tensor, TensorFlow would not even know the number of channels.
+    size = [n if isinstance(n, int) else None for n in (height, width)]
+    window.set_shape((x.shape[0], *size, x.shape[3]))
+    return window
 
 
 def upsample_bilinear(x: tf.Tensor, kernel_size: int, stride: int) -> tf.Tensor:
