@@ -190,7 +190,7 @@ def measure(precision: str, names: list[str], rounds: int, steps: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=8, help="steps of each measurement")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each measurement, a multiple of 8")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

@@ -97,3 +97,23 @@ def test_the_tool_says_what_is_wrong_in_one_line(tmp_path, capsys):
         assert run(command, *arguments) == 2
         out, err = capsys.readouterr()
         assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_where_the_weights_cannot_be_written_nothing_is_counted(tmp_path, capsys, monkeypatch):
+    folder = write_camvid(tmp_path / "camvid")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(command, "count_classes", lambda *_: pytest.fail("counted in vain"))
+    for out in ("file/weights.txt", "folder"):
+        assert run(command, "--data", "camvid", "--data-dir", folder, "--out", tmp_path / out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and str(tmp_path / out.split("/")[0]) in line
+
+
+def test_a_count_that_fails_leaves_the_old_weights(tmp_path, capsys):
+    folder, out = write_camvid(tmp_path / "camvid"), tmp_path / "weights.txt"
+    out.write_text("1\n2\n")
+    sorted((folder / "masks/train").glob("*.png"))[-1].write_text("no mask")
+    assert run(command, "--data", "camvid", "--data-dir", folder, "--out", out) == 2
+    assert "cannot decode" in capsys.readouterr().err and out.read_text() == "1\n2\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["camvid", "weights.txt"]

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -46,24 +47,31 @@ while True:
 """
 
 
-def test_killed_at_any_moment_the_last_state_is_there(tmp_path):
-    generator = np.random.default_rng(1)
-    checkpoints = Checkpoints(tmp_path / "run")
-    inside = 0
-    for _ in range(12):
+def unfinished(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".unfinished-")]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside a save", "anywhere"])
+def test_killed_at_any_moment_the_last_state_is_there(tmp_path, inside):
+    long, generator, checkpoints = load_benchmark(), np.random.default_rng(1), Checkpoints(tmp_path / "run")
+    for _ in range(6):
         with open(tmp_path / "out", "w") as out, in_python(SAVE_ON, tmp_path / "run", stdout=out) as process:
             while not (tmp_path / "out").stat().st_size:
                 time.sleep(0.001)
             time.sleep(generator.uniform(0, 0.03))
+            long.stop(process)
+            # What an earlier process left went with the first save.
+            while inside and not unfinished(checkpoints.directory):
+                process.send_signal(signal.SIGCONT)
+                long.stop(process)
             process.kill()
         told = [int(line) for line in (tmp_path / "out").read_text().split("\n") if line][-1]
-        inside += any(path.name.startswith(".unfinished-") for path in checkpoints.directory.iterdir())
         step, found = checkpoints.last(pytest.fail)
         # What was reported as saved is there, and no more than the one that was being saved.
         assert told <= step <= told + 1 and checkpoints.last_step() == step
         assert (found["a"] == step).all() and (found["b"] == -step).all()
         assert checkpoints.best(pytest.fail)[0] == 1
-    assert inside > 2
+    assert unfinished(checkpoints.directory) or not inside
     checkpoints.save(step + 1, arrays(step + 1))
     assert names(checkpoints.directory) == ["index.json", *(f"step-{s:08d}.npz" for s in (1, step, step + 1))]
 
@@ -221,6 +229,25 @@ def test_a_training_that_is_killed_and_restarted_ends_bit_for_bit_as_if_it_were_
     }
 
 
+def test_where_one_of_two_workers_is_killed_the_other_ends_and_both_go_on_bit_for_bit(tmp_path):
+    long, output = load_benchmark(), tmp_path / "output.txt"
+    whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    workers = long.start(long.command(killed, 9, 2), 2, output)
+    deadline = time.monotonic() + 120
+    while not killed.checkpoints().last_step() and time.monotonic() < deadline:
+        assert all(worker.poll() is None for worker in workers), output.read_text()
+        time.sleep(0.002)
+    workers[1].kill()
+    assert long.end_others(workers, 1) == "exit 2"
+    *steps, error = output.read_text().splitlines()
+    assert error.startswith("error: another worker was lost") and "start all workers again" in error
+    assert {line.split()[0] for line in steps} <= {"training", "step"}, "TensorFlow adds lines of its own"
+    assert killed.checkpoints().last_step() < 9
+    for each in (killed, whole):
+        assert long.end_others(long.start(long.command(each, 9, 2), 2, output), -1) == "exit 0, exit 0", output.read_text()
+    assert long.differences(killed, whole) == []
+
+
 SHORT = (
     *(*TINY, "--crop-size", "32x32", "--iterations", "3", "--checkpoint-every", "1"),
     *("--validate-every", "3", "--validation-images", "1"),
@@ -241,14 +268,15 @@ def begun(finished, tmp_path):
 
 def test_a_training_whose_disk_is_full_is_one_line_and_goes_on_when_there_is_room(small_disk, finished, capsys):
     state = (finished / "checkpoints/step-00000003.npz").stat().st_size
+    # For two states and a half: those of the beginning and of the first step.
     remount(small_disk, f"size={int(2.5 * state)}")
     path = small_disk / "run"
     assert run(train, *SHORT, "--run-dir", path) == 2
     assert capsys.readouterr().err == (
-        f"error: No space left on device: {path}/checkpoints/step-00000003.npz: free some space there, then go on with "
+        f"error: No space left on device: {path}/checkpoints/step-00000002.npz: free some space there, then go on with "
         f"python train.py --run-dir {path}; what was saved before is whole\n"
     )
-    assert names(path / "checkpoints") == ["index.json", "step-00000001.npz", "step-00000002.npz"]
+    assert names(path / "checkpoints") == ["index.json", "step-00000000.npz", "step-00000001.npz"]
     assert not list(path.rglob(".unfinished-*"))
     remount(small_disk, f"size={8 * state}")
     assert run(train, "--run-dir", path) == 0

@@ -83,6 +83,8 @@ def test_shapes_are_told_before_and_kept_when_unknown(kind, arguments, shapes):
     traced = tf.function(lambda *x: layer(list(x) if len(x) > 1 else x[0]), specs)
     received = traced(*(x if len(shapes) > 1 else [x]))
     np.testing.assert_allclose(received, expected, rtol=1e-6, atol=1e-6)
+    # What follows needs to know the channels while it is traced.
+    assert traced.get_concrete_function().structured_outputs.shape[-1] == expected.shape[-1]
     symbolic = [keras.Input(shape[1:], batch_size=shape[0]) for shape in shapes]
     assert layer(symbolic if len(shapes) > 1 else symbolic[0]).shape == expected.shape
 

@@ -3,22 +3,23 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-from contextlib import closing
+import signal
 
+import keras
 import numpy as np
 import pytest
-from cli_helpers import ROOT, TOY, assert_equal, run, toy_offered, tree, weights_of
+from cli_helpers import TOY, assert_equal, run, toy_offered, tree, weights_of
 from PIL import Image
 
 import kerasseg
 from kerasseg import KerassegError
+from kerasseg.backbones.building import batch_norm
 from kerasseg.cli import evaluate, export, plot_log, predict, train
 from kerasseg.cli.options import check_names, resolve_recipe
+from kerasseg.layers import Conv2D, Preprocessing
+from kerasseg.models import MODELS
 from kerasseg.recipes import Recipe, Stage
-from kerasseg.runs import Run
+from kerasseg.runs import Preempted, Run
 from kerasseg.training import train_recipe
 from kerasseg.training.recording import Recorder
 
@@ -84,6 +85,11 @@ def fused(tmp_path_factory):
     path, reports = tmp_path_factory.mktemp("fusion") / "run", []
     train_recipe(FUSION, Run(path), report=reports.append)
     return path, reports
+
+
+def trained(state) -> list[np.ndarray]:
+    """The network's weights in a checkpoint, without the random state of its dropout."""
+    return [value for name, value in state.items() if name.startswith("model/") and "seed" not in name]
 
 
 # What a staged run is
@@ -176,39 +182,107 @@ def test_a_stage_may_have_other_data_another_size_and_frozen_layers(tmp_path):
     assert np.abs(weights_of(after, "score")[0] - weights_of(before, "score")[0]).max() > 0
 
 
-def test_two_workers_train_the_stages_together_and_one_of_them_writes(tmp_path):
-    """In processes of their own: what one of them writes, which takes a while, is there for both when they go on."""
-    code = (
-        "import sys, time\n"
-        "from cli_helpers import run, toy_offered\n"
-        "from kerasseg.cli import train\n"
-        "from kerasseg.runs import Checkpoints, Run\n"
-        "for kind, name in ((Checkpoints, 'save'), (Run, 'save_model')):\n"
-        "    def late(*arguments, original=getattr(kind, name)):\n"
-        "        time.sleep(1)\n"
-        "        return original(*arguments)\n"
-        "    setattr(kind, name, late)\n"
-        "with toy_offered(fusion='test_stages:FUSION'):\n"
-        "    ended = run(train, '--recipe', 'fusion', '--strategy', 'multiworker', '--run-dir', 'run', '--iterations', '1')\n"
-        "assert Run('run/stages/3-both').model_path.is_file()\n"
-        "sys.exit(ended)\n"
-    )
-    with closing(socket.socket()) as one, closing(socket.socket()) as other:
-        for free in (one, other):
-            free.bind(("localhost", 0))
-        addresses = [f"localhost:{free.getsockname()[1]}" for free in (one, other)]
-    workers = []
-    for index in range(2):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TF_CONFIG": json.dumps(task)}
-        workers.append(
-            subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-        )
-    chief, follower = (worker.communicate(timeout=300)[0] for worker in workers)
-    assert [worker.returncode for worker in workers] == [0, 0]
-    assert "evaluate it: python evaluate.py run" in chief and len(follower.splitlines()) == 1
-    assert_equal(weights_of(tmp_path / "run", "firstcolor"), weights_of(tmp_path / "run/stages/1-color", "first"))
-    assert_equal(weights_of(tmp_path / "run", "firstdepth"), weights_of(tmp_path / "run/stages/2-depth", "first"))
+def dilated(num_classes=6, *, output_stride=16, preprocessing="torch", width_multiplier=1.0, weights=None):
+    """As ResNets are brought to another stride: where a layer no longer strides, those after it are dilated."""
+    image = keras.Input((None, None, 3), name="image")
+    x, late = Preprocessing.of(preprocessing)(image), 16 // output_stride
+    for index, (stride, rate) in enumerate([(2, 1), (2, 1), (2, 1), (2 // late, 1), (1, late)]):
+        x = Conv2D(4, 3, stride, padding="same", dilation_rate=rate, use_bias=False, name=f"conv{index}")(x)
+        x = keras.layers.ReLU()(batch_norm(x, f"bn{index}"))
+    score = Conv2D(num_classes, 1, name="score")(x)
+    return keras.Model(image, keras.layers.UpSampling2D(output_stride, interpolation="bilinear")(score), name="dilated")
+
+
+def test_a_stage_at_another_output_stride_with_batch_norm_frozen(tmp_path, monkeypatch):
+    """As DeepLab v3 trains: Chen et al. 2017, arXiv:1706.05587, section 4.1."""
+    monkeypatch.setitem(MODELS._locations, "dilated", "test_stages:dilated")
+    changes = {"output_stride": 8, "freeze_batch_norm": True, "learning_rate": 0.001}
+    stages = (Stage(name="coarse", changes={"output_stride": 16}), Stage(name="fine", changes=changes))
+    recipe = Recipe(name="v3", **{**TOY, "arch": "dilated", "image_scale": 1.0, "crop_size": (64, 64)}, stages=stages)
+    reports = []
+    train_recipe(recipe, Run(tmp_path), report=reports.append)
+    coarse, fine = (Run(tmp_path / "stages" / place) for place in ("1-coarse", "2-fine"))
+    before, after = kerasseg.load_model(coarse.path), kerasseg.load_model(fine.path)
+    assert [before.get_layer("conv3").strides, before.get_layer("conv4").dilation_rate] == [(2, 2), (1, 1)]
+    assert [after.get_layer("conv3").strides, after.get_layer("conv4").dilation_rate] == [(1, 1), (2, 2)]
+    # Everything is carried over: what the second stage began with is what the first one ended with.
+    assert [report["new_layers"] for report in reports if "new_layers" in report] == [[]]
+    with np.load(fine.path / "checkpoints/step-00000000.npz") as first:
+        assert_equal(trained(first), before.get_weights())
+    for index in range(5):
+        norm = f"bn{index}"
+        assert_equal(after.get_layer(norm).get_weights(), before.get_layer(norm).get_weights())
+        assert np.abs(before.get_layer(norm).moving_mean).max() > 0
+        assert np.abs(after.get_layer(f"conv{index}").kernel - before.get_layer(f"conv{index}").kernel).max() > 0
+    for stage, rate in ((coarse, 0.01), (fine, 0.001)):
+        assert [record["learning_rate"] for record in stage.read_log()] == pytest.approx([rate] * 4)
+
+
+# How it goes on, and what it refuses then
+
+
+def test_sigterm_at_the_end_of_a_stage_ends_there(fused, tmp_path, monkeypatch):
+    finish = Recorder.finish
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "finish", lambda self: (os.kill(os.getpid(), signal.SIGTERM), finish(self))[1])
+        with pytest.raises(Preempted, match=f"saved after step 4; to go on: python train.py --run-dir {tmp_path}$"):
+            train_recipe(FUSION, Run(tmp_path))
+    assert [place.name for place in (tmp_path / "stages").iterdir()] == ["1-color"]
+    train_recipe(FUSION, Run(tmp_path))
+    assert_equal(weights_of(tmp_path), weights_of(fused[0]))
+
+
+def copied(fused, tmp_path) -> Run:
+    return Run(shutil.copytree(fused[0], tmp_path / "run"))
+
+
+REFUSED = {
+    "a mistake": ({"iterations": 6, "class_weights": (1.0,)}, "class_weights|weights"),
+    "fewer steps": ({"iterations": 3}, "1-color has done 4 steps, received iterations=3: pass --iterations 4"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_finished_run_refuses_changes_nothing(fused, tmp_path, case):
+    change, message = REFUSED[case]
+    place = copied(fused, tmp_path)
+    before = tree(place.path)
+    with pytest.raises(KerassegError, match=message):
+        train_recipe(FUSION.override(**change), place)
+    assert tree(place.path) == before
+
+
+def test_a_finished_run_trains_the_iterations_that_are_added(tmp_path):
+    place, reports = Run(tmp_path / "run"), []
+    train_recipe(PHASES, place)
+    # The weights of finished stages may lie without the checkpoints.
+    for stage in ("1-whole", "2-crops"):
+        shutil.copytree(place.path / "stages" / stage / "checkpoints", tmp_path / stage)
+        shutil.rmtree(place.path / "stages" / stage / "checkpoints")
+    train_recipe(PHASES, place, report=reports.append)
+    assert [report["finished"] for report in reports] == [True, True]
+    for stage in ("1-whole", "2-crops"):
+        shutil.copytree(tmp_path / stage, place.path / "stages" / stage / "checkpoints")
+    top, reports = weights_of(place.path), []
+    longer = PHASES.override(iterations=5)
+    train_recipe(longer, place, stage="whole", report=reports.append)
+    # One stage alone: what follows from it is kept, and said to be of an older one.
+    assert [report["notice"] for report in reports if "notice" in report] == [
+        f"stage crops was begun before stage whole ended: to start it anew, remove {place.path}/stages/2-crops"
+    ]
+    assert_equal(weights_of(place.path), top)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Recorder, "finish", lambda self: exec("raise KeyboardInterrupt"))
+        train_recipe(longer, place)
+    # The last stage is under way: the network as a whole is its newest checkpoint.
+    assert not place.model_path.exists()
+    state = place.stage(2, "crops").checkpoints().last()
+    assert state[0] == 5
+    assert_equal(weights_of(place.path), trained(state[1]))
+    train_recipe(longer, place)
+    for stage in (place.stage(1, "whole"), place.stage(2, "crops")):
+        assert [record["step"] for record in stage.read_log()] == [1, 2, 3, 4, 5]
+    assert Run(place.path).recipe()["iterations"] == 5
 
 
 # One stage at a time

@@ -1,6 +1,7 @@
 """`tools/check_xla.py`: which networks XLA compiles, and with them a TPU, as far as that can be told without one."""
 
 import logging
+import math
 import re
 import sys
 import time
@@ -53,7 +54,7 @@ def run(arguments: Sequence[str]) -> list[Result]:
     for arch in options.arch:
         if arch not in MODELS:
             MODELS[arch]
-    if options.batch_size < 1 or options.width_multiplier <= 0:
+    if options.batch_size < 1 or not 0 < options.width_multiplier < math.inf:
         raise KerassegError(
             f"--batch-size {options.batch_size} --width-multiplier {options.width_multiplier:g}: expected both above 0"
         )

@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import nullcontext
 
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
-from kerasseg.data import count_classes, each_label, open_data
+from kerasseg.data import DataSet, count_classes, each_label, open_data
+from kerasseg.runs import atomic_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +29,18 @@ def run(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(arguments)
     data = open_data(options.data, options.data_dir, options.split)
-    with Progress(f"counting {options.split}", len(data), unit="images") as progress:
+    # Begun before the count: where nothing can be written, nobody waits in vain.
+    with atomic_path(options.out) if options.out else nullcontext() as file:
+        # Significant digits, not decimals: a weight that rounds to 0 would drop its class.
+        words = [f"{weight:.6g}" for weight in _count(data, options.split)]
+        if file:
+            file.write_text("\n".join(words) + "\n")
+    print(f"--class-weights {','.join(words)}")
+
+
+def _count(data: DataSet, split: str) -> list[float]:
+    """Counts, and shows the counts beside the weights."""
+    with Progress(f"counting {split}", len(data), unit="images") as progress:
         counts = count_classes(each_label(data, lambda done, _: progress.update(done)), data.labels.num_classes)
     weights = counts.median_frequency_weights()
     width = max(map(len, (*data.labels.classes, "ignored")))
@@ -36,13 +48,7 @@ def run(arguments: Sequence[str]) -> None:
     for name, pixels, weight in zip(data.labels.classes, counts.pixels, weights, strict=True):
         print(f"{name:{width}} {pixels:14d} {weight:10.4f}{'' if pixels else '  never occurs'}")
     print(f"{'ignored':{width}} {counts.ignored:14d}")
-    # Significant digits, not decimals: a weight that rounds to 0 would drop its class.
-    words = [f"{weight:.6g}" for weight in weights]
-    print(f"--class-weights {','.join(words)}")
-    if options.out:
-        path = Path(options.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(words) + "\n")
+    return list(weights)
 
 
 def main() -> int:

@@ -51,12 +51,13 @@ class Display:
         else:
             self._say(f"started from {', '.join(record['started_from'])}; new: {', '.join(record['new_layers']) or 'nothing'}")
 
-    def summary(self, path: Path, log: list[Mapping[str, Any]]) -> str:
+    def summary(self, path: Path, log: list[Mapping[str, Any]], *, keep_best: bool = True) -> str:
         """Says what was trained, how fast and how well, where it is, and what to do next.
 
         Args:
             path: Directory of the trained model.
             log: The run's log, earlier parts of it included.
+            keep_best: Whether the model is the best of the validations, or else the last step.
         """
         lines = [f"trained {self._steps} steps in {duration(self._seconds)}" if self._steps else "nothing was left to train"]
         if self._warm_seconds:
@@ -64,7 +65,8 @@ class Display:
         scored = [record for record in log if "mean_iou" in record]
         if scored:
             best = max(scored, key=lambda record: record["mean_iou"])
-            lines.append(f"best validation mean IoU: {100 * best['mean_iou']:.2f} % after step {best['step']}")
+            last = f"last validation mean IoU: {_score(scored[-1])}, which is kept; best: {_score(best)}"
+            lines.append(f"best validation mean IoU: {_score(best)}" if keep_best else last)
         lines.append(f"trained network: {path / 'model.keras'}")
         return "\n".join([*lines, f"evaluate it: python evaluate.py {shlex.quote(str(path))}"])
 
@@ -101,3 +103,7 @@ class Display:
     @staticmethod
     def _say(line: str) -> None:
         print(line, flush=True)
+
+
+def _score(record: Mapping[str, Any]) -> str:
+    return f"{100 * record['mean_iou']:.2f} % after step {record['step']}"

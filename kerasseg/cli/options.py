@@ -15,6 +15,8 @@ from kerasseg.recipes import RECIPES, Recipe, Stage
 
 # Set by --recipe, or only told.
 _NOT_OPTIONS = ("name", "stages", "paper", "expected", "command")
+# Where the data lie and where it trains: of the whole recipe, also where the command line names a stage.
+_OF_ALL_STAGES = ("data_dir", "strategy", "replicas", "join_timeout")
 # What `train.py --arch X` means where no recipe is named.
 _DEFAULT_RECIPE = "shapes"
 
@@ -60,20 +62,27 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def parse_range(text: str) -> tuple[float, ...]:
-    """Reads numbers between commas."""
+def parse_number(text: str) -> float:
+    """Reads a number; infinity is none."""
+    return parse_range(text, count=1, expected="a number, such as 0.5")[0]
+
+
+def parse_range(
+    text: str, *, count: int | None = None, expected: str = "numbers between commas, such as 0.5,2"
+) -> tuple[float, ...]:
+    """Reads numbers between commas, so many or any number of them."""
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected numbers between commas, such as 0.5,2") from error
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)) or count not in (None, len(numbers)):
+        raise argparse.ArgumentTypeError(f"received '{text}', expected {expected}")
+    return numbers
 
 
 def parse_pair(text: str) -> tuple[float, float]:
     """Reads two numbers with a comma between them."""
-    numbers = parse_range(text)
-    if len(numbers) != 2:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected two numbers, such as 0.5,2")
-    return numbers
+    return parse_range(text, count=2, expected="two numbers, such as 0.5,2")
 
 
 def parse_assignment(text: str) -> tuple[str, object]:
@@ -82,9 +91,14 @@ def parse_assignment(text: str) -> tuple[str, object]:
     if not sign:
         raise argparse.ArgumentTypeError(f"received '{text}', expected NAME=VALUE, such as padding=same")
     try:
-        return name, json.loads(value)
+        return name, json.loads(value, parse_constant=_refuse_constant)
     except json.JSONDecodeError:
         return name, {"True": True, "False": False, "None": None}.get(value, value)
+
+
+def _refuse_constant(text: str):
+    # Python's JSON knows NaN and Infinity.
+    raise argparse.ArgumentTypeError(f"received {text}, expected a finite number")
 
 
 def parse_multiplier(text: str) -> tuple[str, tuple[float, float]]:
@@ -112,6 +126,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 # How an option of each type is read; a mapping comes entry by entry.
 _READERS = {
+    float: parse_number,
     tuple[int, int]: parse_size,
     tuple[float, float]: parse_pair,
     tuple[float, ...]: parse_range,
@@ -142,7 +157,8 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
     Mappings are merged, the command line's entries first: of several multipliers that match, the first counts. Paths become
     absolute, so that the run can be used from another folder. In a recipe with stages, the options hold in each of them, or in
-    the one that `--stage` names.
+    the one that `--stage` names; where the data lie and where it trains is always that of all. `--strategy one` alone takes the
+    recipe's replicas away: one device has none.
 
     Args:
         recipe: The recipe.
@@ -154,18 +170,19 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     for name in ("data_dir", "weights"):
         if given.get(name) and given[name] != "imagenet" and "://" not in given[name]:
             given[name] = os.path.abspath(given[name])
+    if given.get("strategy") == "one":
+        given.setdefault("replicas", None)
     if chosen and not recipe.stages:
         raise KerassegError(f"recipe {recipe.name} has no stages, received --stage {chosen}: omit it")
     if not recipe.stages:
         return recipe.override(**_merged(recipe, given))
     _check_contradictions(recipe, given)
-    if chosen:
-        recipe.stage(chosen)
-        return recipe.override(stages=tuple(_changed(recipe, stage, given, stage.name == chosen) for stage in recipe.stages))
-    stages = tuple(
-        _changed(recipe, stage, {name: value for name, value in given.items() if name in stage.changes}) for stage in recipe.stages
-    )
-    return recipe.override(**_merged(recipe, given), stages=stages)
+    if not chosen:
+        return _changed_in_all(recipe, given)
+    recipe.stage(chosen)
+    recipe = _changed_in_all(recipe, {name: value for name, value in given.items() if name in _OF_ALL_STAGES})
+    own = {name: value for name, value in given.items() if name not in _OF_ALL_STAGES}
+    return recipe.override(stages=tuple(_changed(recipe, each, own) if each.name == chosen else each for each in recipe.stages))
 
 
 def _merged(recipe: Recipe, given: Mapping) -> dict:
@@ -174,9 +191,13 @@ def _merged(recipe: Recipe, given: Mapping) -> dict:
     return {name: {**value, **rest[name]} if name in rest else value for name, value in given.items()}
 
 
-def _changed(recipe: Recipe, stage: Stage, given: Mapping, chosen: bool = True) -> Stage:
-    if not chosen:
-        return stage
+def _changed_in_all(recipe: Recipe, given: Mapping) -> Recipe:
+    """The recipe, and those of its stages that set a field otherwise."""
+    stages = (_changed(recipe, stage, {k: v for k, v in given.items() if k in stage.changes}) for stage in recipe.stages)
+    return recipe.override(**_merged(recipe, given), stages=tuple(stages))
+
+
+def _changed(recipe: Recipe, stage: Stage, given: Mapping) -> Stage:
     return dataclasses.replace(stage, changes={**stage.changes, **_merged(recipe.stage(stage.name), given)})
 
 
@@ -235,18 +256,29 @@ def check_names(recipe: Recipe) -> None:
             raise KerassegError(f"--warmup-steps {one.warmup_steps}: expected fewer than --iterations {one.iterations}")
 
 
+def _not_negative(values) -> bool:
+    return all(0 <= value < math.inf for value in values)
+
+
 # Fields → what their numbers must be, and how that is said.
 _RANGES = {
-    "batch_size iterations accumulation checkpoint_every keep_checkpoints steps_per_call loss_sampling_cell join_timeout": (
+    "batch_size iterations accumulation checkpoint_every keep_checkpoints steps_per_call join_timeout": (
         lambda value: value >= 1,
         "at least 1",
     ),
     "replicas validate_every validation_images step_size": (lambda value: value >= 1, "at least 1, or none"),
     "seed": (lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}"),
     "loss_sampling hard_pixel_share": (lambda value: 0 < value <= 1, "a share above 0, at most 1"),
-    "image_scale width_multiplier": (lambda value: 0 < value < math.inf, "a number above 0"),
+    "loss_sampling_cell": (lambda value: 1 <= value <= 10_000, "1 to 10000 pixels"),
+    "image_scale width_multiplier gamma": (lambda value: 0 < value < math.inf, "a number above 0"),
+    "random_scale": (lambda value: 0 < value[0] <= value[1] < math.inf, "two numbers, 0 < smallest <= largest"),
     "clip_norm": (lambda value: 0 < value < math.inf, "a number above 0, or none"),
-    "learning_rate warmup_rate weight_decay color_jitter": (lambda value: 0 <= value < math.inf, "a number that is not negative"),
-    "warmup_steps jitter": (lambda value: value >= 0, "0 or more"),
+    "learning_rate warmup_rate weight_decay power": (lambda value: 0 <= value < math.inf, "a number that is not negative"),
+    "color_jitter": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "warmup_steps": (lambda value: value >= 0, "0 or more"),
+    "jitter": (lambda value: 0 <= value <= 10_000, "0 to 10000 pixels"),
     "momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
+    "class_weights": (_not_negative, "numbers that are not negative, or none"),
+    "loss_weights": (lambda value: _not_negative(value.values()), "factors that are not negative"),
+    "multipliers": (lambda value: all(map(_not_negative, value.values())), "factors that are not negative"),
 }

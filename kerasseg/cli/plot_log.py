@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
     axis.set(xlabel="optimiser step", ylabel="loss", ylim=(0, None))
     for border in borders:
         axis.axvline(border, color="tab:gray", linestyle=":")
-    scored = [(r["step"], 100 * r["mean_iou"]) for r in records if "mean_iou" in r]
+    scored = [(r["step"], 100 * r["mean_iou"]) for r in records if _is_number(r.get("mean_iou"))]
     if scored:
         right = axis.twinx()
         right.plot(*zip(*scored, strict=True), "o-", color="tab:orange", label="validation mean IoU")
@@ -68,8 +68,12 @@ def _read(run: Run) -> tuple[list[dict], list[int]]:
         if records:
             borders.append(records[-1]["step"])
         offset = borders[-1] if borders else 0
-        records += [{**record, "step": record["step"] + offset} for record in log]
+        records += [{**record, "step": record["step"] + offset} for record in log if _is_number(record.get("loss"))]
     return records, borders
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float)
 
 
 def main() -> int:

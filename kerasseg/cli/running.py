@@ -11,9 +11,15 @@ from kerasseg.errors import KerassegError
 from kerasseg.runs import Preempted, Run
 from kerasseg.tables import import_lazily
 
+# Of TensorFlow's C++: errors, without notices and warnings.
+_LEVEL = "2"
 _FULL = "free some space there, then {again}; what was saved before is whole"
 _OTHER_FOLDER = "name a folder that can be written (--run-dir, --out), or make this one so and {again}"
-_NO_FOLDER = "expected a folder, received a file: move it away or name another (--run-dir, --out), then {again}"
+_NO_FOLDER = "expected a folder, received a file: name another (--run-dir, --out) or move the file away, then {again}"
+_OF_A_RUN = "expected a folder, received a file of the run there: name another (--run-dir, --out), then {again}"
+# What is a file, and what a folder, of a run that was begun.
+_FILES = ("log.jsonl", "model.keras", "recipe.json", "labels.json", "environment.json")
+_WRITTEN = (*_FILES, "checkpoints", "stages", "tensorboard")
 # What the system refused → what to do about it.
 _REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -24,6 +30,7 @@ _REMEDIES = {
     errno.EPERM: _OTHER_FOLDER,
     errno.EEXIST: _NO_FOLDER,
     errno.ENOTDIR: _NO_FOLDER,
+    errno.EISDIR: "expected a file, received a folder: name another (--out), then {again}",
 }
 
 
@@ -42,12 +49,17 @@ def make_parser(prog: str, description: str) -> Parser:
     return parser
 
 
-def start_tensorflow() -> None:
+def start_tensorflow(*, distributed: bool = False) -> None:
     """Imports TensorFlow without the notices that it writes before it reads TF_CPP_MIN_LOG_LEVEL.
 
+    Args:
+        distributed: Whether it will work with other processes or a TPU. It then prints pages about one that is gone, besides the
+            exception that says so; only what ends the process is left of them.
     Raises:
         KerassegError: If it is not installed.
     """
+    if distributed and os.environ.get("TF_CPP_MIN_LOG_LEVEL") == _LEVEL:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if "tensorflow" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         return
     sys.stderr.flush()
@@ -72,7 +84,7 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         Exit code: 0; 2 after an error that the user can mend; 130 after Ctrl-C; 143 after SIGTERM, where training saved its state.
     """
     # The user's own choice wins; left alone, TensorFlow prints a page of notices about the machine.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _LEVEL)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command(arguments)
@@ -97,8 +109,10 @@ def _describe(error: OSError) -> str:
     name, remedy = error.filename, _REMEDIES.get(error.errno)
     resume = _resume_command(name) if isinstance(name, str) else None
     if remedy is _NO_FOLDER and isinstance(name, str):
-        # The system names what it wanted to make below it.
-        name = next((path for path in (Path(name), *Path(name).parents) if path.is_file()), name)
+        # The system names what it wanted to make below it. No run goes on there.
+        name, resume = next((path for path in (Path(name), *Path(name).parents) if path.is_file()), Path(name)), None
+        if name.name in _FILES and Run(name.parent).exists:
+            remedy = _OF_A_RUN
     parts = [str(part) for part in (error.strerror or error, name) if part]
     if remedy:
         parts.append(remedy.format(again=f"go on with {resume}" if resume else "run the command again"))
@@ -107,8 +121,7 @@ def _describe(error: OSError) -> str:
 
 def _resume_command(file: str) -> str | None:
     """How to go on with the run whose training writes a file; `None` if no run that was begun does."""
-    written = ("checkpoints", "stages", "tensorboard", "log.jsonl", "model.keras", "recipe.json")
     for folder in reversed(Path(file).parents):
-        if Run(folder).exists and Path(file).relative_to(folder).parts[0] in written:
+        if Run(folder).exists and Path(file).relative_to(folder).parts[0] in _WRITTEN:
             return Run(folder).resume_command
     return None

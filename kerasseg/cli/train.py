@@ -39,13 +39,14 @@ def run(arguments: Sequence[str]) -> None:
     resumed = record is not None and record.exists
     recipe = _resumed_recipe(record, options) if resumed else resolve_recipe(options)
     check_names(recipe)
-    start_tensorflow()
+    record = record or Run(new_run_path(recipe.name))
+    start_tensorflow(distributed=recipe.final().strategy in ("multiworker", "tpu"))
     if options.recipe is None and not resumed:
         recipe = offered_arguments(recipe)
     if options.dry_run:
-        _show(recipe, options)
+        _show(recipe, record, options)
     else:
-        _train(recipe, record or Run(new_run_path(recipe.name)), options)
+        _train(recipe, record, options)
 
 
 def _resumed_recipe(record: Run, options) -> Recipe:
@@ -56,14 +57,14 @@ def _resumed_recipe(record: Run, options) -> Recipe:
     return with_options(recipe, options)
 
 
-def _show(recipe: Recipe, options) -> None:
-    from kerasseg.training import dry_run
+def _show(recipe: Recipe, record: Run, options) -> None:
+    from kerasseg.training.dry_run import dry_run_all
 
-    names = [options.stage] if options.stage else [stage.name for stage in recipe.stages]
-    found = [dry_run(recipe.stage(name), init=None if index else options.init) for index, name in enumerate(names)]
-    found = found or [dry_run(recipe, init=options.init)]
+    found = dry_run_all(recipe, record, stage=options.stage, init=options.init)
     print(json.dumps(recipe.to_json(), indent=2))
-    for name, one in zip(names or [recipe.name], found, strict=True):
+    if not found:
+        print(f"\nevery stage is finished in {record.path}")
+    for name, one in found.items():
         print(f"\n{name}: {one.network}, {one.images} images of {one.classes} classes")
         print(f"  parameters     {one.trainable:,} trainable, {one.frozen:,} frozen")
         if one.new_layers is not None:
@@ -95,7 +96,8 @@ def _train(recipe: Recipe, record: Run, options) -> None:
             raise
     if display.reported:
         log, whole = _last(recipe, record, options.stage)
-        print(display.summary(record.path if whole else log.path, log.read_log()))
+        keep_best = recipe.stage(options.stage).keep_best if options.stage else recipe.final().keep_best
+        print(display.summary(record.path if whole else log.path, log.read_log(), keep_best=keep_best))
 
 
 def _last(recipe: Recipe, record: Run, stage: str | None) -> tuple[Run, bool]:

@@ -64,9 +64,9 @@ class Recipe:
     random_scale: tuple[float, float] | None = _is("smallest and largest random factor on top of image_scale", default=None)
     color_jitter: float = _is("random change of brightness, contrast and saturation, by up to this share", default=0.0)
     jitter: int = _is("random translation by up to so many pixels", default=0)
+    flip: bool = _is("mirror half of the images", default=False)
     pad_size: tuple[int, int] | None = _is("size to pad whole images to, where one size is needed (tpu)", default=None)
     crop_size: tuple[int, int] | None = _is("random crop, height and width in pixels, e.g. 321x321", default=None)
-    flip: bool = _is("mirror half of the images", default=False)
     loss_sampling: float = _is("probability that a cell of the label counts; batch_size grows by its inverse", default=1.0)
     loss_sampling_cell: int = _is("side of the cells that loss_sampling draws, in pixels of the label", default=1)
     # Loss and optimizer
@@ -94,8 +94,8 @@ class Recipe:
     batch_size: int = _is("images per forward pass, over all replicas", default=1)
     accumulation: int = _is("forward passes per optimiser step", default=1)
     seed: int = _is("seed of everything random", default=0)
-    strategy: str = _is("where to train: one (device), mirrored (every GPU), multiworker (TF_CONFIG) or tpu", default="one")
-    replicas: int | None = _is("logical devices to split a CPU into, for mirrored without a GPU", default=None)
+    strategy: str = _is("where to train: one (device), mirrored, multiworker, tpu or parameter_server", default="one")
+    replicas: int | None = _is("logical devices to split a CPU into, without a GPU; for parameter_server its workers", default=None)
     join_timeout: int = _is("seconds that multiworker waits for the other workers", default=300)
     steps_per_call: int = _is("optimiser steps per call of the compiled function", default=1)
     jit_compile: bool = _is("compile the step by XLA; images then need one size", default=False)
@@ -201,8 +201,7 @@ def _restore(name: str, value, hint):
     for member in members:
         origin, element = typing.get_origin(member) or member, (typing.get_args(member) or (None,))[-1]
         if origin is tuple and isinstance(value, (list, tuple)):
-            stages = Stage in typing.get_args(member)
-            return tuple(Stage(**v) if stages and isinstance(v, Mapping) else v for v in value)
+            return tuple(map(_restore_stage, value)) if Stage in typing.get_args(member) else tuple(value)
         if origin is Mapping and isinstance(value, Mapping):
             return {k: tuple(v) if typing.get_origin(element) is tuple else v for k, v in value.items()}
         if origin is float and isinstance(value, int) and not isinstance(value, bool):
@@ -211,3 +210,17 @@ def _restore(name: str, value, hint):
             return value
     expected = " or ".join(getattr(m, "__name__", str(m)) for m in members)
     raise KerassegError(f"recipe field '{name}' is {value!r}: expected {expected}")
+
+
+def _restore_stage(value) -> Stage:
+    names = [f.name for f in dataclasses.fields(Stage)]
+    if isinstance(value, Stage):
+        return value
+    if (
+        isinstance(value, Mapping)
+        and "name" in value
+        and set(value) <= set(names)
+        and isinstance(value.get("changes", {}), Mapping)
+    ):
+        return Stage(**value)
+    raise KerassegError(f"recipe field 'stages' has {value!r}: expected entries of {', '.join(names)}")

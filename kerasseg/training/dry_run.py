@@ -1,13 +1,14 @@
 """What a training run would cost, found by a few of its steps; nothing stays on disk."""
 
 import dataclasses
+import gc
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import keras
@@ -15,10 +16,13 @@ import tensorflow as tf
 
 from kerasseg.data import DataSet
 from kerasseg.recipes import Recipe
-from kerasseg.recipes.building import images_per_pass, open_recipe_data
-from kerasseg.runs import Checkpoints
-from kerasseg.training.parts import check_recipe, feed, one_line_errors, start_from
+from kerasseg.recipes.building import build_network, images_per_pass, open_recipe_data
+from kerasseg.runs import Checkpoints, Run
+from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, feed, one_line_errors, start_from
 from kerasseg.training.recording import validate
+from kerasseg.training.session import check_iterations, restore
+from kerasseg.training.stages import check_predecessors, check_same_stages, sources_of_init
+from kerasseg.training.strategies import make_strategy
 from kerasseg.training.trainer import Trainer
 
 # Steps after the first, which also compiles; images of the evaluation.
@@ -45,7 +49,7 @@ class DryRun:
         images_per_step: Images of each step.
         evaluation: Seconds that one validation takes; `None` without validation.
         evaluation_image: Seconds of each of its images, as measured on a few.
-        total: Seconds to the end, checkpoints and validations included.
+        total: Seconds to the end, from where the run stands, checkpoints and validations included.
     """
 
     network: str
@@ -65,25 +69,84 @@ class DryRun:
     total: float
 
 
-def dry_run(recipe: Recipe, *, init: str | Path | None = None) -> DryRun:
+def dry_run_all(recipe: Recipe, run: Run, *, stage: str | None = None, init: str | Path | None = None) -> dict[str, DryRun]:
+    """Does `dry_run` for what `train_recipe` would train by the same arguments, and refuses what it would refuse.
+
+    Args:
+        recipe: The recipe.
+        run: The run directory, which is only read.
+        stage: Only this stage of the recipe.
+        init: Run or model whose weights a new run would start from.
+    Returns:
+        What was found, by the name of the recipe, or of each of its stages that is not finished.
+    Raises:
+        KerassegError: If the recipe, its data, or the run directory does not allow it.
+    """
+    check_same_stages(recipe, run)
+    # Made once, whatever the stages: the workers of a cluster join once.
+    strategies = cache(make_strategy)
+    if not recipe.stages:
+        return {recipe.name: dry_run(recipe, run=run, sources=sources_of_init(init), strategies=strategies)}
+    places = {each.name: run.stage(number, each.name) for number, each in enumerate(recipe.stages, start=1)}
+    names = [stage] if stage else list(places)
+    due = [name for name in names if stage or not (places[name].exists and check_iterations(recipe.stage(name), places[name]))]
+    if stage and not init:
+        check_predecessors(recipe, places, stage)
+    found = {}
+    for name in due:
+        sources = sources_of_init(init) if init and name == names[0] else _trained(recipe, places, name)
+        found[name] = dry_run(recipe.stage(name), run=places[name], sources=sources, strategies=strategies)
+        # Models are cycles: without this they would lie in memory together.
+        gc.collect()
+    return found
+
+
+def _trained(recipe: Recipe, places: Mapping[str, Run], stage: str) -> dict[Path, str]:
+    """What a stage starts from, as far as it is there."""
+    return {places[name].path: suffix for name, suffix in recipe.predecessors(stage).items() if places[name].model_path.is_file()}
+
+
+def dry_run(
+    recipe: Recipe,
+    *,
+    run: Run | None = None,
+    sources: Mapping[Path, str] | None = None,
+    strategies: StrategyMaker = make_strategy,
+) -> DryRun:
     """Does a few steps, one save and one evaluation of what a recipe without stages describes, and throws them away.
 
     Args:
         recipe: The recipe.
-        init: Run or model whose weights it would start from, all that fit.
+        run: The run directory; one that was begun is resumed, as far as that goes without writing.
+        sources: Run or model that a new run would start from → suffix of the layer names that it fills.
+        strategies: What makes the strategy.
     Raises:
-        KerassegError: If something in the recipe is unknown, missing or does not fit.
+        KerassegError: If something in the recipe is unknown, missing or does not fit, or the run directory does not allow it.
     """
-    data, trainer = check_recipe(recipe)
-    new_layers = start_from(trainer.model, {Path(init): ""}) if init else None
-    trainable = sum(map(_size, trainer.model.trainable_variables))
+    resumed = run is not None and run.exists
+    if resumed:
+        check_resumption(recipe, run)
+    data, trainer = check_recipe(recipe, strategies=strategies)
+    new_layers = None
+    if resumed:
+        restore(recipe, run, trainer, lambda record: None)
+    else:
+        if recipe.weights:
+            # Only to see that they are there and fit.
+            build_network(recipe, data.labels.num_classes)
+        new_layers = start_from(trainer.model, sources) if sources else None
+    return _measure(recipe, trainer, data, new_layers)
+
+
+def _measure(recipe: Recipe, trainer: Trainer, data: DataSet, new_layers: list[str] | None) -> DryRun:
+    done, trainable = trainer.step, sum(map(_size, trainer.model.trainable_variables))
     with one_line_errors():
         memory, (first, step) = _largest_memory(lambda: _time_steps(recipe, trainer, data))
         save, checkpoint = _time_save(trainer)
         images, image = _time_evaluation(recipe, trainer.model) if recipe.validate_every else (0, None)
-    evaluation = None if image is None else image * images
-    saves = recipe.iterations // recipe.checkpoint_every + 1
-    validations = recipe.iterations // recipe.validate_every + 1 if recipe.validate_every else 0
+    evaluation, left = None if image is None else image * images, max(recipe.iterations - done, 0)
+    saves = left // recipe.checkpoint_every + 1
+    validations = left // recipe.validate_every + 1 if recipe.validate_every else 0
     return DryRun(
         network=trainer.model.name,
         images=len(data),
@@ -99,7 +162,7 @@ def dry_run(recipe: Recipe, *, init: str | Path | None = None) -> DryRun:
         images_per_step=images_per_pass(recipe) * recipe.accumulation,
         evaluation=evaluation,
         evaluation_image=image,
-        total=first + step * (recipe.iterations - 1) + save * saves + (evaluation or 0) * validations,
+        total=(first + step * (left - 1) + save * saves + (evaluation or 0) * validations) if left else 0.0,
     )
 
 
@@ -111,7 +174,7 @@ def _time_steps(recipe: Recipe, trainer: Trainer, data: DataSet) -> tuple[float,
     """Seconds of the first step and, on average, of each after it."""
     times = [time.perf_counter()]
     # A call for each step, however many the recipe has in one.
-    with closing(trainer.train(partial(feed, recipe, data), 1 + _STEPS, stops=[1])) as steps:
+    with closing(trainer.train(partial(feed, recipe, data), trainer.step + 1 + _STEPS, stops=[1])) as steps:
         for _ in steps:
             times.append(time.perf_counter())
     return times[1] - times[0], (times[-1] - times[1]) / _STEPS

@@ -9,8 +9,8 @@ class Preemption:
 
     A second SIGTERM ends the process at once, as any does without this. Python sees a signal between two calls into TensorFlow.
     Signals reach the main thread only: in another one nothing is installed, and `requested` stays false. To be entered once the
-    strategy is there, for MultiWorkerMirroredStrategy installs a handler of its own. Every worker is told by itself; where only one
-    stops, the others fail at their next step, and all go on from the last checkpoint.
+    strategy is there, for MultiWorkerMirroredStrategy installs a handler of its own. In a cluster the scheduler may tell a single
+    worker: that all of them stop after the same step is up to the caller, `Workers.any`.
 
     Example:
         >>> with Preemption() as preemption:

@@ -1,6 +1,7 @@
 """What a training run leaves behind: log, curves and pictures, checkpoints, the trained network."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ import PIL.Image
 import tensorflow as tf
 
 from kerasseg.data import DataSet, Example
+from kerasseg.errors import KerassegError
 from kerasseg.evaluation import Inference, evaluate, predict, side_by_side
 from kerasseg.labels import LabelTable
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network
-from kerasseg.runs import Run
+from kerasseg.runs import Run, atomic_path
 from kerasseg.training.trainer import Step, Trainer
 
 # Called with each record of the log, and with what else is worth a line; see `train_recipe`.
@@ -24,8 +26,19 @@ Report = Callable[[Mapping[str, Any]], None]
 _PICTURES, _PICTURE_SIDE = 3, 160
 
 
+class NonFiniteStateError(KerassegError):
+    """What a step left is infinite or not a number, and was not saved.
+
+    Args:
+        step: Number of the step, counted from 1.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(f"the weights are not finite after step {step}: lower --learning-rate")
+
+
 class Recorder:
-    """Writes and reports what happens in a run; one process of a cluster has it.
+    """Writes and reports what happens in a run; one process of a cluster has it. To be made before the trainer's first step.
 
     Args:
         recipe: What is trained.
@@ -40,6 +53,8 @@ class Recorder:
         self._recipe, self._run, self._trainer, self._labels = recipe, run, trainer, labels
         self._validation, self._report = validation, report
         self._checkpoints = run.checkpoints(recipe.keep_checkpoints)
+        self._start = trainer.step
+        self._first_state = None if run.exists else trainer.state()
         self._writer = None
 
     def __enter__(self) -> "Recorder":
@@ -49,26 +64,33 @@ class Recorder:
         if self._writer:
             self._writer.close()
 
+    def catch_up(self) -> None:
+        """Validates the state that the run goes on from, where the process was asked to end before it could; before any step."""
+        log = [record for record in self._run.read_log() if record.get("step", 0) <= self._start]
+        if not log or log[-1].get("step") != self._start or "mean_iou" in log[-1] or not self._validates_after(self._start):
+            return
+        log[-1] |= self._scores(self._start)
+        self._save(self._start, self._trainer.state(), log[-1]["mean_iou"])
+        # Last, and in one piece: whoever is killed before finds the record without a score, and validates again.
+        with atomic_path(self._run.log_path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in log))
+        self._show(log[-1])
+
     def begin(self) -> None:
-        """Begins the run directory."""
-        # Kept at once: what the run started from would be lost by a crash before the first regular checkpoint.
-        self._checkpoints.save(self._trainer.step, self._trainer.state())
+        """Begins the run directory, after the first call of a new run: what is wrong with the images has shown then."""
+        # As it was before the first step: one that is killed before the next checkpoint trains and records all steps again.
+        self._save(self._start, self._first_state)
+        self._first_state = None
         self._run.begin(self._recipe.to_json(), self._labels)
 
     def resume(self) -> None:
-        """Brings the run directory to where the trainer stands, before its next step."""
-        step = self._trainer.step
-        record = next((record for record in self._run.read_log() if record.get("step") == step), None)
-        missed = record is not None and "mean_iou" not in record and self._validates_after(step)
-        self._run.rewind_log(step - 1 if missed else step)
-        if self._recipe.to_json() != self._run.recipe():
-            self._run.update(self._recipe.to_json())
-        if step < self._recipe.iterations:
+        """Brings the run directory to where the trainer stood when the recorder was made."""
+        self._run.rewind_log(self._start)
+        if self._start < self._recipe.iterations:
             # Until the run is finished again, its checkpoints are what counts.
             self._run.model_path.unlink(missing_ok=True)
-        if missed:
-            # The process was asked to end here, and had no time to validate.
-            self.after(Step(step, record["loss"], record["learning_rate"]))
+        if self._recipe.to_json() != self._run.recipe():
+            self._run.update(self._recipe.to_json())
 
     def after(self, step: Step, *, stopping: bool = False) -> None:
         """Validates, records, reports and saves, where it is time to.
@@ -76,16 +98,31 @@ class Recorder:
         Args:
             step: The step that was done.
             stopping: Whether the process is asked to end: this state is saved, and validated when the run is resumed.
+        Raises:
+            NonFiniteStateError: If the state to be saved is not finite.
         """
         record = {"step": step.step, "loss": step.loss, "learning_rate": step.learning_rate}
         if self._validates_after(step.step) and not stopping:
-            record |= validate(self._recipe, self._trainer.model, self._validation, self._recipe.validation_images)
-            self._draw(step.step)
+            record |= self._scores(step.step)
         self._run.log(record)
+        self._show(record)
+        if stopping or self._is_last(step.step) or step.step % self._recipe.checkpoint_every == 0 or "mean_iou" in record:
+            self._save(step.step, self._trainer.state(), record.get("mean_iou"))
+
+    def _scores(self, step: int) -> dict[str, float]:
+        scores = validate(self._recipe, self._trainer.model, self._validation, self._recipe.validation_images)
+        self._draw(step)
+        return scores
+
+    def _save(self, step: int, state: Mapping[str, np.ndarray], score: float | None = None) -> None:
+        """Saves a state, if there is a way on from it."""
+        if not all(np.isfinite(value).all() for value in state.values() if value.dtype.kind == "f"):
+            raise NonFiniteStateError(step)
+        self._checkpoints.save(step, state, score)
+
+    def _show(self, record: Mapping[str, float]) -> None:
         self._plot(record)
         self._report(record)
-        if stopping or self._is_last(step.step) or step.step % self._recipe.checkpoint_every == 0 or "mean_iou" in record:
-            self._checkpoints.save(step.step, self._trainer.state(), record.get("mean_iou"))
 
     def _curves(self) -> tf.summary.SummaryWriter:
         # Not before the run directory is begun.

@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation import load_model
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import images_per_pass, open_recipe_data, open_training_data
 from kerasseg.runs import Preempted, Run
@@ -24,9 +24,10 @@ from kerasseg.training.parts import (
     start_from,
 )
 from kerasseg.training.preemption import Preemption
-from kerasseg.training.recording import Recorder, Report
+from kerasseg.training.recording import NonFiniteStateError, Recorder, Report
 from kerasseg.training.strategies import is_chief, make_strategy
 from kerasseg.training.trainer import NonFiniteLossError, Step, Trainer
+from kerasseg.training.workers import Workers
 
 
 def train_run(
@@ -35,19 +36,21 @@ def train_run(
     *,
     sources: Mapping[Path, str] | None = None,
     strategies: StrategyMaker = make_strategy,
+    preemption: Preemption | None = None,
     on_begin: Callable[[], object] = lambda: None,
     report: Report = lambda record: None,
 ) -> keras.Model:
     """Trains what a recipe without stages describes, or resumes it exactly where the run directory stops.
 
-    Everything that can be wrong with the arguments and the first images is found before the run directory is begun.
+    Everything that can be wrong with the arguments and the first images is found before the run directory is begun or changed.
 
     Args:
         recipe: The recipe.
         run: Where it is recorded; a run that was begun is resumed, and its record keeps what the recipe changes.
-        sources: Run or model that a new run starts from → suffix of the layer names that it fills.
+        sources: Run or model that a new run starts from → suffix of the layer names that it fills; one that was begun goes on.
         strategies: What makes the strategy.
-        on_begin: Called before a new run directory is begun.
+        preemption: What notes SIGTERM, where somebody else has entered it.
+        on_begin: Called after the first step, before the run directory is begun or changed.
         report: As in `train_recipe`.
     Returns:
         The trained network, in float32: the best of the validations, or the last step where there were none or the recipe says so.
@@ -56,46 +59,80 @@ def train_run(
         Preempted: If the process was asked to end; the run can be resumed at the very step.
     """
     check_sizes(recipe)
-    if run.exists:
+    resumed = run.exists
+    if resumed:
         check_resumption(recipe, run)
     strategy = recipe_strategy(recipe, strategies)
-    chief = is_chief(strategy)
+    workers, chief = Workers(strategy), is_chief(strategy)
     report = report if chief else lambda record: None
     data = open_training_data(recipe, lambda done, total: report({"searched": done, "of": total}))
     validation = open_recipe_data(recipe, recipe.validation_split) if recipe.validate_every else None
-    trainer = make_trainer(recipe, data.labels.num_classes, strategy, initial=not run.exists)
-    if run.exists:
-        _restore(run, trainer, report)
+    trainer = make_trainer(recipe, data.labels.num_classes, strategy, initial=not resumed)
+    if resumed:
+        restore(recipe, run, trainer, report)
+        if sources:
+            report({"notice": f"{run.path} was begun before: it goes on, and {', '.join(map(str, sources))} is for a new run"})
     elif sources:
         report({"started_from": list(map(str, sources)), "new_layers": start_from(trainer.model, sources)})
+    workers.check_same(trainer.step if resumed else -1, run.path)
     report({"done": trainer.step, "iterations": recipe.iterations, "images": images_per_pass(recipe) * recipe.accumulation})
     recorder = Recorder(recipe, run, trainer, data.labels, validation, report) if chief else None
     # Closed in any case: the data set's threads shall end now, and not when Python is half gone.
     steps = trainer.train(partial(feed, recipe, data), recipe.iterations, _stops(recipe))
-    with closing(steps), Preemption() as preemption, recorder or nullcontext(), _way_back(run), one_line_errors():
-        if recorder and run.exists:
-            recorder.resume()
+    noting = nullcontext(preemption) if preemption else Preemption()
+    with closing(steps), noting as preemption, recorder or nullcontext(), _way_back(run), one_line_errors():
+        if recorder and resumed:
+            recorder.catch_up()
         # Done before anything is written: what is wrong with the images or their sizes shows here.
         first = next(steps, None)
-        if recorder and not run.exists:
+        if recorder:
             on_begin()
-            recorder.begin()
-        _follow(chain([first] if first else [], steps), trainer, run, preemption, recorder)
-        model = recorder.finish() if recorder else trainer.model
-        _meet(strategy)
-    return model
+            recorder.resume() if resumed else recorder.begin()
+        _follow(chain([first] if first else [], steps), trainer, run, preemption, workers, recorder)
+        model = recorder.finish() if recorder else None
+        workers.meet()
+    return model or load_model(run.path)
 
 
-def _restore(run: Run, trainer: Trainer, report: Report) -> None:
+def check_iterations(recipe: Recipe, run: Run) -> bool:
+    """Tells whether a run is finished, for the iterations that the recipe asks.
+
+    Raises:
+        KerassegError: If it has done more than these.
+    """
+    finished = run.model_path.is_file()
+    done = run.recipe()["iterations"] if finished else run.checkpoints().last_step()
+    if done > recipe.iterations:
+        raise KerassegError(f"{run.path} has done {done} steps, received iterations={recipe.iterations}: pass --iterations {done}")
+    return finished and done == recipe.iterations
+
+
+def restore(recipe: Recipe, run: Run, trainer: Trainer, report: Report) -> None:
+    """Brings a trainer to where a run stands.
+
+    Args:
+        recipe: The recipe as it now is.
+        run: The run directory.
+        trainer: What will train on; changed in place.
+        report: Told of a checkpoint that had to be passed over.
+    Raises:
+        KerassegError: If the run has done more steps than asked, has no checkpoint, or one of another network.
+    """
+    check_iterations(recipe, run)
     state = run.checkpoints().last(lambda notice: report({"notice": notice}))
+    other = "choose a new --run-dir"
+    if state or run.model_path.is_file():
+        other += f", or start from its weights with --init {run.path}"
     if state is None:
-        return
+        raise KerassegError(f"{run.path} was begun but has no checkpoint to go on from: {other}")
+    # Without a schedule the rate is one of the optimizer's variables; the recipe's counts, which may have changed.
+    rates = [(variable, variable.numpy()) for variable in trainer.optimizer.variables if variable.name == "learning_rate"]
     try:
         trainer.restore(state[1])
     except KerassegError as error:
-        raise KerassegError(
-            f"{run.path}: {error}; choose a new --run-dir, or start from its weights with --init {run.path}"
-        ) from error
+        raise KerassegError(f"{run.path}: {error}; {other}") from error
+    for variable, rate in rates:
+        variable.assign(rate)
 
 
 def _stops(recipe: Recipe) -> list[int]:
@@ -103,33 +140,36 @@ def _stops(recipe: Recipe) -> list[int]:
     return [recipe.checkpoint_every, *([recipe.validate_every] if recipe.validate_every else [])]
 
 
-def _follow(steps: Iterator[Step], trainer: Trainer, run: Run, preemption: Preemption, recorder: Recorder | None) -> None:
-    """Goes from step to step, until the last or until the process is asked to end."""
+def _follow(steps: Iterator[Step], trainer: Trainer, run: Run, preemption: Preemption, workers: Workers, recorder) -> None:
+    """Goes from step to step, until the last or until one of the processes is asked to end: then all end, after the same step."""
     for step in steps:
-        stopping = preemption.requested and step.step == trainer.step
+        stopping = step.step == trainer.step and workers.any(preemption.requested)
         if recorder:
             recorder.after(step, stopping=stopping)
         if stopping:
+            workers.meet()
             raise Preempted(run, step.step)
 
 
 @contextmanager
 def _way_back(run: Run):
-    """Adds to a loss that is not finite the checkpoint from which training goes on."""
+    """Adds to numbers that are not finite the checkpoint from which training goes on."""
     try:
         yield
-    except NonFiniteLossError as error:
-        step = run.checkpoints().last_step() if run.exists else 0
-        way = f"{run.resume_command} goes back to its checkpoint of step {step}" if step else "no checkpoint was written yet"
-        error.args = (f"{error}; {way}",)
+    except (NonFiniteLossError, NonFiniteStateError) as error:
+        error.args = (f"{error}; {_describe_way_back(run, error)}",)
         raise
 
 
-def _meet(strategy: tf.distribute.Strategy) -> None:
-    """Waits for the other workers of a cluster: what the one that writes has written is then there for all."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-
-        def one():
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.ones(()))
-
-        tf.function(lambda: strategy.run(one), autograph=False)()
+def _describe_way_back(run: Run, error: NonFiniteLossError | NonFiniteStateError) -> str:
+    if not run.exists:
+        return "no checkpoint was written yet"
+    checkpoints = run.checkpoints()
+    if isinstance(error, NonFiniteLossError) and checkpoints.last_step() == error.step - 1:
+        # From just before a loss, every rate leads to the same one: only an older state is a way back.
+        newest, *older = sorted(checkpoints.directory.glob("step-*.npz"), reverse=True)
+        if not older:
+            return f"its only checkpoint leads there at any rate: choose a new --run-dir instead of {run.path}"
+        newest.unlink(missing_ok=True)
+    step = checkpoints.last_step()
+    return f"{run.resume_command} goes back to its {f'checkpoint of step {step}' if step else 'first weights'}"

@@ -13,11 +13,13 @@ from kerasseg.evaluation import load_model
 from kerasseg.labels import LabelTable
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import open_recipe_data
-from kerasseg.runs import Run
+from kerasseg.runs import Preempted, Run
 from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, recipe_strategy
+from kerasseg.training.preemption import Preemption
 from kerasseg.training.recording import Report
-from kerasseg.training.session import train_run
+from kerasseg.training.session import check_iterations, train_run
 from kerasseg.training.strategies import is_chief, make_strategy
+from kerasseg.training.workers import Workers
 
 
 def train_recipe(
@@ -39,7 +41,8 @@ def train_recipe(
         run: Where it is recorded; a run that was begun is resumed, and its record keeps what the recipe changes.
         stage: Only this stage of the recipe; those that it starts from must be finished in the run directory.
         init: Run or model whose weights a new run starts from, all that fit; layers of other shapes stay new. With stages, the
-            first one starts so, or the one that is named, instead of from its predecessors.
+            first one starts so, or the one that is named, instead of from its predecessors. One that was begun is resumed, and
+            a notice says so: the command that began a run also resumes it.
         report: Called with each record of the log: `step`, `loss`, `learning_rate`, and scores after a validation. Also with
             `stage` (and `finished`) where a stage begins, `started_from` and `new_layers` where weights were taken over, `done`,
             `iterations` and `images` (per step) before the first step, `searched` and `of` while labels are searched for
@@ -52,14 +55,14 @@ def train_recipe(
         Preempted: If the process was asked to end by SIGTERM; the run can be resumed at the very step.
     """
     report = report or (lambda record: None)
-    _check_same_stages(recipe, run)
+    check_same_stages(recipe, run)
     # Made once, whatever the stages: the workers of a cluster join once.
     strategies = cache(make_strategy)
     if recipe.stages:
         return _train_stages(recipe, run, stage, init, strategies, report)
     if stage:
         raise KerassegError(f"recipe {recipe.name} has no stages, received --stage {stage}: omit it")
-    return train_run(recipe, run, sources=_of_init(init), strategies=strategies, report=report)
+    return train_run(recipe, run, sources=sources_of_init(init), strategies=strategies, report=report)
 
 
 def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies, report: Report) -> keras.Model:
@@ -67,32 +70,45 @@ def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies,
         recipe.stage(stage)
     places = {each.name: run.stage(number, each.name) for number, each in enumerate(recipe.stages, start=1)}
     names = [stage] if stage else list(places)
-    due = [name for name in names if stage or not places[name].model_path.is_file()]
+    unfinished = {name for name, place in places.items() if not (place.exists and check_iterations(recipe.stage(name), place))}
+    due = [name for name in names if stage or name in unfinished]
     if stage and not init:
-        _check_predecessors(recipe, places, stage)
+        check_predecessors(recipe, places, stage)
+    strategy = recipe_strategy(recipe.final(), strategies)
+    workers, chief = Workers(strategy), is_chief(strategy)
+    workers.check_same(len(unfinished), run.path)
     labels = _check_stages(recipe, places, due, strategies)
-    chief = is_chief(recipe_strategy(recipe.final(), strategies))
-    if chief and run.exists and run.recipe() != recipe.to_json():
-        run.update(recipe.to_json())
     model, last = None, places[recipe.stages[-1].name]
-    for name in names:
-        if chief:
-            report({"stage": name, "finished": name not in due})
-        if name in due:
+    with Preemption() as preemption:
+        for name in names:
+            if chief:
+                report({"stage": name, "finished": name not in due})
+            if name not in due:
+                continue
             model = train_run(
                 recipe.stage(name),
                 places[name],
-                sources=_of_init(init) if init and name == names[0] else _of_predecessors(recipe, places, name),
+                sources=sources_of_init(init) if init and name == names[0] else _of_predecessors(recipe, places, name),
                 strategies=strategies,
-                on_begin=lambda: run.exists or run.begin(recipe.to_json(), labels),
+                preemption=preemption,
+                on_begin=partial(_begin, recipe, run, labels, places[name] is last),
                 report=report,
             )
+            if chief and name in unfinished:
+                _report_followers(recipe, places, name, report)
+            if name != due[-1] and workers.any(preemption.requested):
+                raise Preempted(places[name], recipe.stage(name).iterations)
     if chief and last.model_path.is_file():
         run.save_model(partial(shutil.copyfile, last.model_path))
     return model or load_model(last.path)
 
 
-def _check_same_stages(recipe: Recipe, run: Run) -> None:
+def check_same_stages(recipe: Recipe, run: Run) -> None:
+    """Refuses to go on with other stages than a run was begun with.
+
+    Raises:
+        KerassegError: If that is so.
+    """
     if not run.exists:
         return
     before, now = (", ".join(each.name for each in r.stages) or "none" for r in (Recipe.from_json(run.recipe()), recipe))
@@ -100,7 +116,16 @@ def _check_same_stages(recipe: Recipe, run: Run) -> None:
         raise KerassegError(f"{run.path} was begun with the stages {before}, received {now}: choose a new --run-dir")
 
 
-def _check_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) -> None:
+def check_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) -> None:
+    """Refuses a stage whose predecessors are not finished.
+
+    Args:
+        recipe: The recipe.
+        places: Name of each stage → its run.
+        stage: The stage to train.
+    Raises:
+        KerassegError: If that is so.
+    """
     if places[stage].exists:
         return
     for name in recipe.predecessors(stage):
@@ -122,9 +147,30 @@ def _check_stages(recipe: Recipe, places: Mapping[str, Run], names: Iterable[str
     return open_recipe_data(recipe.final(), recipe.final().split).labels
 
 
-def _of_init(init) -> dict[Path, str]:
+def _begin(recipe: Recipe, run: Run, labels: LabelTable, last: bool) -> None:
+    """Begins the run as a whole, or records what changed, when one of its stages has done a step."""
+    if last:
+        # Until the last stage is finished again, its checkpoints are what counts.
+        run.model_path.unlink(missing_ok=True)
+    if not run.exists:
+        run.begin(recipe.to_json(), labels)
+    elif run.recipe() != recipe.to_json():
+        run.update(recipe.to_json())
+
+
+def _report_followers(recipe: Recipe, places: Mapping[str, Run], stage: str, report: Report) -> None:
+    """Says which stages do not start from what a stage has just become."""
+    for name, place in places.items():
+        if stage in recipe.predecessors(name) and place.exists:
+            report({"notice": f"stage {name} was begun before stage {stage} ended: to start it anew, remove {place.path}"})
+
+
+def sources_of_init(init: str | Path | None) -> dict[Path, str]:
+    """Gives `--init` in the form in which stages name what they start from."""
     return {Path(init): ""} if init else {}
 
 
 def _of_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) -> dict[Path, str]:
+    if places[stage].exists:
+        return {}
     return {places[name].path: suffix for name, suffix in recipe.predecessors(stage).items()}
