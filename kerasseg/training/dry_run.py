@@ -21,7 +21,7 @@ from kerasseg.runs import Checkpoints, Run
 from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, feed, one_line_errors, start_from
 from kerasseg.training.recording import validate
 from kerasseg.training.session import check_iterations, restore
-from kerasseg.training.stages import check_predecessors, check_same_stages, sources_of_init
+from kerasseg.training.stages import check_predecessors, check_same_stages, sources_of_init, stage_runs
 from kerasseg.training.strategies import make_strategy
 from kerasseg.training.trainer import Trainer
 
@@ -87,7 +87,7 @@ def dry_run_all(recipe: Recipe, run: Run, *, stage: str | None = None, init: str
     strategies = cache(make_strategy)
     if not recipe.stages:
         return {recipe.name: dry_run(recipe, run=run, sources=sources_of_init(init), strategies=strategies)}
-    places = {each.name: run.stage(number, each.name) for number, each in enumerate(recipe.stages, start=1)}
+    places = stage_runs(recipe, run)
     names = [stage] if stage else list(places)
     due = [name for name in names if stage or not (places[name].exists and check_iterations(recipe.stage(name), places[name]))]
     if stage and not init:

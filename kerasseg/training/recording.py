@@ -147,13 +147,10 @@ class Recorder:
 
     def finish(self) -> keras.Model:
         """Writes the trained network: the best of the validations, or the last step."""
-        best = (
-            self._checkpoints.best(lambda notice: self._report({"notice": notice}))
-            if self._recipe.validate_every and self._recipe.keep_best
-            else None
-        )
-        if best is not None:
-            self._trainer.restore(best[1])
+        if self._recipe.validate_every and self._recipe.keep_best:
+            best = self._checkpoints.best(lambda notice: self._report({"notice": notice}))
+            if best is not None:
+                self._trainer.restore(best[1])
         model = self._trainer.model
         if self._recipe.precision != "float32" or self._trainer.strategy.num_replicas_in_sync > 1:
             # What is kept is the plain network: no mirrored variables, no layer that computes in bfloat16.

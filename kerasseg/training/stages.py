@@ -68,7 +68,7 @@ def train_recipe(
 def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies, report: Report) -> keras.Model:
     if stage:
         recipe.stage(stage)
-    places = {each.name: run.stage(number, each.name) for number, each in enumerate(recipe.stages, start=1)}
+    places = stage_runs(recipe, run)
     names = [stage] if stage else list(places)
     unfinished = {name for name, place in places.items() if not (place.exists and check_iterations(recipe.stage(name), place))}
     due = [name for name in names if stage or name in unfinished]
@@ -101,6 +101,11 @@ def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies,
     if chief and last.model_path.is_file():
         run.save_model(partial(shutil.copyfile, last.model_path))
     return model or load_model(last.path)
+
+
+def stage_runs(recipe: Recipe, run: Run) -> dict[str, Run]:
+    """Gives the run of each stage, by its name, in their order."""
+    return {stage.name: run.stage(number, stage.name) for number, stage in enumerate(recipe.stages, start=1)}
 
 
 def check_same_stages(recipe: Recipe, run: Run) -> None:

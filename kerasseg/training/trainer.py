@@ -49,8 +49,7 @@ class Trainer:
 
     The loss is divided by the number of valid pixels in *all* replicas and forward passes of a step, so that neither changes
     the result (but that batch normalization takes each pass for itself); gradients are added up over replicas before they are
-    clipped. What happens between steps (logging, checkpoints,
-    validation) is up to the caller: `train` is an iterator.
+    clipped. What happens between steps (logging, checkpoints, validation) is up to the caller: `train` is an iterator.
 
     Args:
         model: Image to logits, or to a dict of them; built under the strategy's scope.
