@@ -103,3 +103,8 @@ def assert_equal(received, expected) -> None:
     assert len(received) == len(expected) > 0
     for one, other in zip(received, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def states(path) -> list[str]:
+    """Names of the checkpoints of a run."""
+    return sorted(file.name for file in (path / "checkpoints").glob("step-*.npz"))

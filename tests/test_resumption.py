@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from cli_helpers import TOY, assert_equal, run, toy_offered, tree, weights_of
+from cli_helpers import TOY, assert_equal, run, states, toy_offered, tree, weights_of
 
 from kerasseg import KerassegError
 from kerasseg.cli import train
@@ -30,10 +30,6 @@ def undisturbed(tmp_path_factory):
     path = tmp_path_factory.mktemp("resumption") / "run"
     train_recipe(RECIPE, Run(path))
     return path
-
-
-def states(path) -> list[str]:
-    return sorted(file.name for file in (path / "checkpoints").glob("step-*.npz"))
 
 
 # How it ends early, and goes on

@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from cli_helpers import TOY, run, toy, toy_offered, weights_of
+from cli_helpers import TOY, run, states, toy, toy_offered, weights_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
@@ -36,10 +36,6 @@ def undisturbed(tmp_path_factory):
     path = tmp_path_factory.mktemp("session") / "run"
     train_recipe(RECIPE, Run(path))
     return path
-
-
-def states(path) -> list[str]:
-    return sorted(file.name for file in (path / "checkpoints").glob("step-*.npz"))
 
 
 def test_several_steps_a_call_end_where_one_by_one_does(undisturbed, tmp_path):
