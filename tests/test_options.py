@@ -34,6 +34,15 @@ def resolved(*arguments):
     return resolve_recipe(train.parser().parse_args(list(arguments)))
 
 
+def test_none_empties_a_mapping():
+    losses = resolved("--recipe", "deeplab_v2_resnet101_voc", "--loss-weights", "none")
+    assert losses.loss_weights == {} and losses.training_arguments == {"upsample_logits": False, "auxiliary_outputs": True}
+    one = resolved("--recipe", "deeplab_v2_resnet101_voc", "--loss-weights", "fusion=2")
+    assert one.loss_weights == {"fusion": 2.0, "scale_1": 1.0, "scale_075": 1.0, "scale_05": 1.0}
+    with pytest.raises(KerassegError, match="--loss-weights none empties it: omit the other entries, or none"):
+        resolved("--recipe", "deeplab_v2_resnet101_voc", "--loss-weights", "none", "fusion=2")
+
+
 # Stages
 
 

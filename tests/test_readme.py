@@ -34,7 +34,7 @@ def example(tmp_path, monkeypatch):
 
 
 def test_every_example_is_run():
-    assert len(BLOCKS) == 2 and all(any(full in block for block in BLOCKS) for full in SHORTER)
+    assert len(BLOCKS) == 3 and all(any(full in block for block in BLOCKS) for full in SHORTER)
 
 
 def test_the_example_of_keras_training_runs(example, tmp_path, capsys):
@@ -51,3 +51,9 @@ def test_the_example_of_the_trainer_runs(example, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [int(step) for step, _ in lines] == [1, 2] and all(np.isfinite(float(loss)) for _, loss in lines)
     assert names["trainer"].step == 2
+
+
+def test_the_example_of_atrous_convolution_runs(example):
+    names = example(BLOCKS[2])
+    dense, coarse = (names[name].compute_output_shape((1, 65, 97, 3)) for name in ("features", "classifier"))
+    assert tuple(-(-n // 4) for n in dense["8"][1:3]) == coarse[1:3] and dense["8"][1:3] != coarse[1:3]

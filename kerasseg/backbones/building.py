@@ -1,14 +1,22 @@
 """What every network's builder shares: its input, its widths, its convolutions, its first weights."""
 
+import functools
 import inspect
+import math
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import keras
 
 from kerasseg.errors import KerassegError
 from kerasseg.layers import BatchNormalization, Conv2D, Preprocessing
+
+# What Keras and TensorFlow say where a layer has nothing left.
+_TOO_SMALL = re.compile("output size would be zero or negative|negative dimension", re.IGNORECASE)
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, str] | None = None):
@@ -19,14 +27,96 @@ def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, st
         divisor: Height and width must be a multiple of this.
         aliases: Regular expression (whole name) → replacement, from layer names in published files to ours.
     Returns:
-        A decorator that leaves the function as it is but for the attributes of these names.
+        A decorator that gives the function attributes of these names, and makes it refuse an `input_shape` that it cannot take.
     """
 
     def mark(builder):
-        builder.minimum_size, builder.divisor, builder.aliases = minimum_size, divisor, dict(aliases or {})
-        return builder
+        @functools.wraps(builder)
+        def checked(*args, **arguments):
+            size = tuple(arguments.get("input_shape") or ())[:2]
+            for side in filter(None, size):
+                if side < minimum_size or side % divisor:
+                    multiple = f", and a multiple of {divisor}" if divisor > 1 else ""
+                    raise KerassegError(
+                        f"{checked.__name__} received input_shape={arguments['input_shape']}: expected height and width of at "
+                        f"least {minimum_size}{multiple}, or None for any"
+                    )
+            try:
+                return builder(*args, **arguments)
+            except KerassegError:
+                raise
+            except ValueError as error:
+                if not any(size) or not _TOO_SMALL.search(str(error)):
+                    raise
+                raise KerassegError(
+                    f"{checked.__name__} cannot be built with input_shape={arguments['input_shape']}: {first_line(error)} Pass a "
+                    "larger one, or None for any"
+                ) from error
+
+        checked.minimum_size, checked.divisor, checked.aliases = minimum_size, divisor, dict(aliases or {})
+        return checked
 
     return mark
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that says something: what Keras and TensorFlow put around it is for developers."""
+    lines = (line.strip() for line in _COLOURS.sub("", str(error)).splitlines())
+    telling = (line for line in lines if line and not line.startswith("Exception encountered when calling"))
+    return next(telling, type(error).__name__)
+
+
+def whole_numbers(name: str, value, example: Sequence[int], *, count: int | None = None) -> tuple[int, ...]:
+    """Checks an argument that lists rates.
+
+    Args:
+        name: Of the argument.
+        value: What was passed; NumPy's integers count, `True` does not.
+        example: What to pass instead.
+        count: How many there must be; `None`: at least one.
+    Returns:
+        The same as numbers of Python.
+    Raises:
+        KerassegError: If it is no sequence of whole numbers from 1.
+    """
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    if not listed or not value or count not in (None, len(value)) or not all(_is_whole(number) and number > 0 for number in value):
+        raise KerassegError(f"{name}={value!r}: expected {count or 'one or more'} whole numbers from 1, e.g. {name}={example}")
+    return tuple(int(number) for number in value)
+
+
+def one_of(name: str, value, known: Collection[int], example: int, where: str = "") -> int:
+    """Checks an argument that is one of some whole numbers.
+
+    Args:
+        name: Of the argument.
+        value: What was passed.
+        known: What may be.
+        example: One of them, to advise.
+        where: What these are the numbers of, e.g. `" for a ResNet"`.
+    Returns:
+        The same as a number of Python.
+    Raises:
+        KerassegError: If it is none of them.
+    """
+    if not _is_whole(value) or value not in known:
+        choices = ", ".join(map(str, known))
+        raise KerassegError(f"{name}={value!r}: expected one of {choices}{where}, e.g. {name}={example}")
+    return int(value)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def download(classifier: Callable, **options) -> keras.Model:
+    """Gives a classifier of keras.applications with its ImageNet weights, or raises a KerassegError of one line."""
+    try:
+        return classifier(weights="imagenet", **options)
+    except Exception as error:  # Keras raises bare Exception when a download fails.
+        raise KerassegError(
+            f"weights='imagenet' could not be downloaded ({first_line(error)}); pass weights=None or a file's path"
+        ) from error
 
 
 def accepts(builder: Callable, argument: str) -> bool:
@@ -44,8 +134,17 @@ def scaled_width(width: int, multiplier: float, groups: int = 1) -> int:
         groups: The result is a multiple of this.
     Returns:
         ⌊width · multiplier⌋ rounded down to a multiple of `groups`, at least `groups`.
+    Raises:
+        KerassegError: If the factor is no positive number.
     """
+    check_width(multiplier)
     return max(groups, int(width * multiplier) // groups * groups)
+
+
+def check_width(multiplier: float) -> None:
+    """Refuses a width_multiplier that is no positive number."""
+    if not isinstance(multiplier, Real) or isinstance(multiplier, bool) or not 0 < multiplier < math.inf:
+        raise KerassegError(f"width_multiplier={multiplier!r}: expected a number above 0, e.g. width_multiplier=1.0")
 
 
 def image_input(input_shape, name: str = "image"):
@@ -135,8 +234,8 @@ def with_weights(model: keras.Model, weights: str | Path | None, pretrained: Cal
                 warnings.filterwarnings("ignore", "Skipping nested container")
                 model.load_weights(path)
     except (ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise KerassegError(
-            f"weights='{weights}' do not fit {model.name}: {reason} (to keep what fits, use --init or kerasseg.transplant)"
+            f"weights='{weights}' do not fit {model.name}: {first_line(error)} (to keep what fits, use --init or "
+            "kerasseg.transplant)"
         ) from error
     return model

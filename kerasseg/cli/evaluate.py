@@ -31,6 +31,7 @@ def add_inference_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--tta", action="store_true", help="test-time augmentation: three scales, each also mirrored")
     made.add_argument("--scales", type=parse_range, default=None, help="factors of the image size (default: the run's, or 1)")
     made.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    made.add_argument("--output-stride", type=int, default=None, help="image pixels per feature pixel (default: the run's)")
 
 
 def chosen_inference(opened: Opened, options):
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
         KerassegError: If they cannot be followed.
     """
     options = parser().parse_args(arguments)
-    opened = open_run_or_model(options.model)
+    opened = open_run_or_model(options.model, options.output_stride)
     data, split = _open_data(opened, options)
     inference = chosen_inference(opened, options)
     from kerasseg.evaluation import evaluate, predict, write_report
@@ -83,6 +84,7 @@ def _report_path(opened: Opened, split: str, options) -> Path:
     """One folder for each way of evaluating, so that none overwrites another."""
     name = split + ("-tta" if options.tta else "") + ("-flip" if options.flip else "")
     name += f"-scales-{'-'.join(f'{scale:g}' for scale in options.scales)}" if options.scales else ""
+    name += f"-stride-{options.output_stride}" if options.output_stride else ""
     name += f"-first-{options.limit}" if options.limit else ""
     return opened.path / "report" / name if opened.path.is_dir() else opened.path.with_suffix("") / "report" / name
 

@@ -12,6 +12,8 @@ COMMANDS = {
     "evaluate": "score a run or model on a data set",
     "predict": "write masks of photographs",
     "export": "write a file for devices, and prove that it computes the same",
+    "inspect_model": "print the layers of a network as a table",
+    "convert_weights": "write the weights of a .caffemodel as a model of Keras",
 }
 
 
@@ -19,7 +21,7 @@ def main() -> int:
     """Dispatches to one command and returns its exit code."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: kerasseg COMMAND [options]\n\ncommands:")
-        print("\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:16} {text}" for name, text in COMMANDS.items()))
         return 0
 
     def dispatch(arguments):

@@ -20,11 +20,12 @@ class Opened(NamedTuple):
     labels: LabelTable | None
 
 
-def open_run_or_model(path: str | None) -> Opened:
+def open_run_or_model(path: str | None, output_stride: int | None = None) -> Opened:
     """Opens a run directory or a `.keras` file.
 
     Args:
         path: Either; `None` is the newest run under runs/.
+        output_stride: Another output stride than the run's own.
     Raises:
         KerassegError: If it cannot be opened.
     """
@@ -34,7 +35,7 @@ def open_run_or_model(path: str | None) -> Opened:
     start_tensorflow()
     from kerasseg.evaluation import load_model
 
-    model = load_model(path)
+    model = load_model(path, output_stride=output_stride)
     return Opened(model, path, recipe, run.labels() if run else None)
 
 

@@ -35,9 +35,18 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         if hint is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, **arguments)
         elif hint in _ENTRY_READERS:
-            group.add_argument(option, nargs="+", type=_ENTRY_READERS[hint], metavar="NAME=VALUE", **arguments)
+            group.add_argument(option, nargs="+", type=_entry_or_none(_ENTRY_READERS[hint]), metavar="NAME=VALUE", **arguments)
         else:
             group.add_argument(option, type=_parser_of(hint), metavar=option[2:].upper(), **arguments)
+
+
+def _entry_or_none(read):
+    """Reads one entry of a mapping, or `none`, which empties it."""
+
+    def parse(text: str):
+        return None if text.lower() == "none" else read(text)
+
+    return parse
 
 
 def _parser_of(hint):
@@ -155,10 +164,10 @@ def resolve_recipe(options: argparse.Namespace) -> Recipe:
 def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     """Changes the fields of a recipe that the command line names.
 
-    Mappings are merged, the command line's entries first: of several multipliers that match, the first counts. Paths become
-    absolute, so that the run can be used from another folder. In a recipe with stages, the options hold in each of them, or in
-    the one that `--stage` names; where the data lie and where it trains is always that of all. `--strategy one` alone takes the
-    recipe's replicas away: one device has none.
+    Mappings are merged, the command line's entries first: of several multipliers that match, the first counts; `none` empties one.
+    Paths become absolute, so that the run can be used from another folder. In a recipe with stages, the options hold in each of
+    them, or in the one that `--stage` names; where the data lie and where it trains is always that of all. `--strategy one` alone
+    takes the recipe's replicas away: one device has none.
 
     Args:
         recipe: The recipe.
@@ -186,8 +195,9 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
 
 def _merged(recipe: Recipe, given: Mapping) -> dict:
-    """What was given, the recipe's own entries after those of each mapping."""
-    rest = {name: {k: v for k, v in getattr(recipe, name).items() if k not in given[name]} for name in _MAPPINGS if name in given}
+    """What was given, the recipe's own entries after those of each mapping; a mapping that was emptied has none."""
+    named = [name for name in _MAPPINGS if given.get(name)]
+    rest = {name: {k: v for k, v in getattr(recipe, name).items() if k not in given[name]} for name in named}
     return {name: {**value, **rest[name]} if name in rest else value for name, value in given.items()}
 
 
@@ -212,7 +222,10 @@ def _check_contradictions(recipe: Recipe, given: Mapping) -> None:
 def _given(options: argparse.Namespace) -> dict:
     fields = [f.name for f in dataclasses.fields(Recipe) if f.name not in _NOT_OPTIONS]
     given = {name: getattr(options, name) for name in fields if hasattr(options, name)}
-    return {name: dict(value) if name in _MAPPINGS else value for name, value in given.items()}
+    for name in _MAPPINGS:
+        if None in given.get(name, ()) and len(given[name]) > 1:
+            raise KerassegError(f"--{name.replace('_', '-')} none empties it: omit the other entries, or none")
+    return {name: dict(filter(None, value)) if name in _MAPPINGS else value for name, value in given.items()}
 
 
 def _adapt_default(base: Recipe, given: Mapping) -> Recipe:
@@ -227,13 +240,16 @@ def _adapt_default(base: Recipe, given: Mapping) -> Recipe:
 
 
 def offered_arguments(recipe: Recipe) -> Recipe:
-    """Adds `padding="same"` where no recipe was named and the network offers it: the practical form. Imports TensorFlow."""
+    """Adds, where no recipe was named, what makes a network practical for a short run, as far as it is offered. Imports TensorFlow.
+
+    FCN's border is left out. Moving statistics forget within tens of steps, not thousands as DeepLab v3's.
+    """
     from kerasseg.backbones.building import accepts
     from kerasseg.models import MODELS
 
-    if accepts(MODELS[recipe.arch], "padding"):
-        return recipe.override(arguments={"padding": "same", **recipe.arguments})
-    return recipe
+    practical = {"padding": "same", "batch_norm_momentum": 0.9}
+    offered = {name: value for name, value in practical.items() if accepts(MODELS[recipe.arch], name)}
+    return recipe.override(arguments={**offered, **recipe.arguments})
 
 
 def check_names(recipe: Recipe) -> None:
@@ -272,10 +288,10 @@ _RANGES = {
     "loss_sampling_cell": (lambda value: 1 <= value <= 10_000, "1 to 10000 pixels"),
     "image_scale width_multiplier gamma": (lambda value: 0 < value < math.inf, "a number above 0"),
     "random_scale": (lambda value: 0 < value[0] <= value[1] < math.inf, "two numbers, 0 < smallest <= largest"),
-    "clip_norm": (lambda value: 0 < value < math.inf, "a number above 0, or none"),
+    "clip_norm random_scale_step": (lambda value: 0 < value < math.inf, "a number above 0, or none"),
     "learning_rate warmup_rate weight_decay power": (lambda value: 0 <= value < math.inf, "a number that is not negative"),
     "color_jitter": (lambda value: 0 <= value <= 1, "0 to 1"),
-    "warmup_steps": (lambda value: value >= 0, "0 or more"),
+    "warmup_steps label_offset": (lambda value: value >= 0, "0 or more"),
     "jitter": (lambda value: 0 <= value <= 10_000, "0 to 10000 pixels"),
     "momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
     "class_weights": (_not_negative, "numbers that are not negative, or none"),

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
         if kind not in KINDS:
             raise KerassegError(f"--kinds {kind}: expected some of {', '.join(KINDS)}")
     images = list(_images(options.images))
-    opened = open_run_or_model(options.model)
+    opened = open_run_or_model(options.model, options.output_stride)
     labels = label_table(opened, output_classes(opened.model), options.labels)
     inference = chosen_inference(opened, options)
     from kerasseg.data import decode_image

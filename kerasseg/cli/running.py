@@ -4,7 +4,9 @@ import argparse
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kerasseg.errors import KerassegError
@@ -87,7 +89,8 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _LEVEL)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command(arguments)
+        with _one_line_warnings():
+            command(arguments)
     except (KerassegError, OSError) as error:
         # A disk that is full, a file where a folder should be: the user can mend them as well as a mistake.
         if "--debug" in arguments:
@@ -102,6 +105,22 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         print("stopped", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _one_line_warnings():
+    """Shows a warning of this library as one line; others, which are for developers, with file and source."""
+    usual = warnings.formatwarning
+
+    def formatted(message, category, *where):
+        own = category.__module__.split(".")[0] == "kerasseg"
+        return f"warning: {' '.join(str(message).split())}\n" if own else usual(message, category, *where)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _describe(error: OSError) -> str:

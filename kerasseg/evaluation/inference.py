@@ -110,7 +110,20 @@ def _views(model, image, inference) -> Iterator[tf.Tensor]:
     for scale in inference.scales:
         size = tf.constant([max(1, round(height * scale)), max(1, round(width * scale))], tf.int32)
         for mirrored in (False, True)[: 1 + inference.flip]:
-            yield run(batch, size, tf.constant(mirrored))
+            try:
+                yield run(batch, size, tf.constant(mirrored))
+            except (tf.errors.InvalidArgumentError, tf.errors.AbortedError) as error:
+                # Which networks are too deep for so small an image shows in some layer inside.
+                raise KerassegError(
+                    f"{model.name} cannot take an image of {'x'.join(map(str, size.numpy()))} pixels (scale {scale:g}): "
+                    f"{_reason(error)}; use larger images or scales"
+                ) from error
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What the operation said; TensorFlow puts a traceback before it."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Detected at", "Graph execution", "File", "<"))), lines[0])[:200]
 
 
 # A function holds its traces, and through them much memory: it must go when its model goes.

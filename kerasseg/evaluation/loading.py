@@ -11,26 +11,36 @@ from kerasseg import losses as losses
 from kerasseg import metrics as metrics
 from kerasseg import optimizers as optimizers
 from kerasseg.errors import KerassegError
+from kerasseg.interop import transplant
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network
 from kerasseg.runs import Run
 
 
-def load_model(path) -> keras.Model:
+def load_model(path, *, output_stride: int | None = None) -> keras.Model:
     """Opens a saved network, with every class of this library registered.
 
     Args:
         path: A `.keras` file, or a run directory.
+        output_stride: Another output stride than the network was trained at, with the same weights; of run directories only.
     Returns:
         The model; compiled, if it was when it was saved.
     Raises:
-        KerassegError: If there is nothing at the path, or it is not a network that Keras can open.
+        KerassegError: If there is nothing at the path, it is not a network that Keras can open, or it cannot be had at that stride.
+    Reference:
+        Chen et al. 2017, arXiv:1706.05587, §4.1: trained at stride 16, evaluated at 8.
     """
     path = Path(path)
     if not path.exists():
         raise KerassegError(f"no model at '{path}': expected a .keras file or a run directory")
     if path.is_dir():
-        return _open_run(Run(path))
+        model = _open_run(Run(path))
+        return model if output_stride is None else _at_stride(model, Run(path), output_stride)
+    if output_stride is not None:
+        raise KerassegError(
+            f"'{path}' keeps the output stride it was saved at, received {output_stride}: pass the run directory, or build the "
+            f"network with output_stride={output_stride} and weights='{path}'"
+        )
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise KerassegError(
             f"'{path}' is not a .keras file, or a damaged one: expected what model.save('name.keras') wrote, or a run directory"
@@ -57,9 +67,55 @@ def _open_run(run: Run) -> keras.Model:
         raise KerassegError(
             f"{run.path} holds neither model.keras nor a checkpoint yet: train it further with --run-dir {run.path}"
         )
-    model = build_network(recipe, labels.num_classes, initial_weights=False)
+    model = build_network(recipe.as_trained(), labels.num_classes, initial_weights=False)
     # The trainer names them model/<index>/<path>; the optimizer's are left aside.
     values = {name.split("/")[1]: value for name, value in state[1].items() if name.startswith("model/")}
     for index, variable in enumerate(model.variables):
         variable.assign(values[f"{index:04d}"])
-    return model
+    return evaluation_network(recipe, model, labels.num_classes) if recipe.training_arguments else model
+
+
+def _at_stride(model: keras.Model, run: Run, output_stride: int) -> keras.Model:
+    recipe = Recipe.from_json(run.recipe()).final().override(output_stride=output_stride)
+    return evaluation_network(recipe, model, run.labels().num_classes)
+
+
+def evaluation_network(recipe: Recipe, trained: keras.Model, num_classes: int) -> keras.Model:
+    """Builds the network that a recipe evaluates and keeps: a plain one, in float32, without its `training_arguments`.
+
+    Args:
+        recipe: The recipe, without stages.
+        trained: The network in the form that trains; its weights are copied, layer by layer name.
+        num_classes: Its classes.
+    Raises:
+        KerassegError: If the two forms do not have the same weights.
+    """
+    network = build_network(recipe, num_classes, initial_weights=False)
+    copy_weights(trained, network)
+    return network
+
+
+def copy_weights(trained: keras.Model, network: keras.Model) -> None:
+    """Copies all weights of one form of a network into another form of it.
+
+    Raises:
+        KerassegError: If the two do not have the same weights; none is copied then.
+    """
+    check_forms(trained, network)
+    transplant(trained, network)
+
+
+def check_forms(trained: keras.Model, network: keras.Model) -> None:
+    """Refuses two networks that are not two forms of one: with the same weights in layers of the same names.
+
+    Raises:
+        KerassegError: If that is so.
+    """
+    one, other = ({layer.name: [w.shape for w in layer.weights] for layer in m.layers if layer.weights} for m in (trained, network))
+    differing = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    if differing:
+        names = ", ".join(differing[:5]) + (", …" if len(differing) > 5 else "")
+        raise KerassegError(
+            f"{trained.name} has other weights while it trains than in evaluation ({names}): training_arguments may change its "
+            "outputs, as upsample_logits=false does, but no layer with weights"
+        )

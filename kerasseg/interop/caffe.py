@@ -1,135 +1,101 @@
-"""Weights in Caffe's layout into our layers."""
+"""Caffe's weights into our networks, by the names of the layers."""
 
-import re
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import keras
 import numpy as np
 
 from kerasseg.errors import KerassegError
-from kerasseg.layers import BilinearUpsampling, ChannelScale
-from kerasseg.models import MODELS
-from kerasseg.ops import bilinear_kernel
+from kerasseg.interop.caffe_layout import convert, second_sources
+from kerasseg.interop.caffemodel import read_caffemodel, same_arrays
+from kerasseg.interop.naming import our_name, own_aliases
 
 
 def load_caffe(
     model: keras.Model,
-    source: Mapping[str, list[np.ndarray]],
+    source: str | Path | Mapping[str, list[np.ndarray]],
     *,
     skip_mismatch: bool = False,
     aliases: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Copies Caffe's blobs into the layers of the same names.
+    """Copies Caffe's weights into the layers of the same names.
 
-    Nothing is copied unless everything fits, or `skip_mismatch` allows the rest to stay as it is.
+    Nothing is copied unless everything fits, or `skip_mismatch` allows the rest to stay as it is. Layers that share their
+    weights stand in a file once for each use: several may fill one of ours if they hold the same numbers. Caffe's BatchNorm and
+    the Scale behind it fill one batch normalisation, mean and variance divided by the stored factor; gamma and beta alone, with
+    the statistics folded into them (DeconvNet), fill one, too.
 
     Args:
         model: A network of `MODELS`.
-        source: Caffe layer name → its arrays in Caffe layout: convolution `(out, in / group, kh, kw)`, transposed convolution
-            `(in, out / group, kh, kw)`, fully connected `(out, in)`, bias `(out,)`, scale `(C,)`.
+        source: Path of a `.caffemodel`, or Caffe layer name → its arrays in Caffe layout: convolution
+            `(out, in / group, kh, kw)`, transposed convolution `(in, out / group, kh, kw)`, fully connected `(out, in)`, bias
+            `(out,)`, scale `(C,)`, batch normalisation `(C,)`, `(C,)` and `(1,)`.
         skip_mismatch: Load what fits and return the rest instead of raising.
         aliases: Regular expression → replacement for layer names; the network's own by default.
     Returns:
         What did not fit, one line each; empty unless `skip_mismatch`.
     Raises:
-        KerassegError: If layers are unknown, missing or of another shape: all of them in one message. A file's kernel for an
-            upsampling that is fixed here must be the bilinear one.
+        KerassegError: If the file cannot be read, the mapping holds something else than lists of finite numbers, or layers are
+            unknown, missing or of another shape: all of them in one message. A file's kernel for an upsampling that is fixed here
+            must be the bilinear one. With `skip_mismatch`, if nothing fits.
     """
-    if not isinstance(source, Mapping):
-        raise KerassegError(f"received {source!r}, expected a mapping of layer name → arrays; .caffemodel files are not read yet")
-    aliases = _own_aliases(model) if aliases is None else aliases
+    if isinstance(source, (str, os.PathLike)):
+        source = read_caffemodel(source)
+    elif not isinstance(source, Mapping):
+        raise KerassegError(f"received {source!r}, expected the path of a .caffemodel or a mapping of layer name → arrays")
+    source = {name: _arrays(name, blobs) for name, blobs in source.items()}
     layers = {layer.name: layer for layer in model.layers}
-    weights, problems, seen = {}, [], set()
-    for caffe_name, blobs in source.items():
-        layer = layers.get(_our_name(caffe_name, layers, aliases))
-        if layer is None:
-            problems.append(f"unknown layer {caffe_name}")
-            continue
-        if layer.name in seen:
-            problems.append(f"{caffe_name} is a second source for layer {layer.name}")
-            continue
-        seen.add(layer.name)
-        try:
-            weights[layer.name] = _convert(layer, [np.asarray(blob) for blob in blobs])
-        except ValueError as error:
-            problems.append(f"{caffe_name}: {error}")
-    problems += [f"missing layer {layer.name}" for layer in model.layers if layer.weights and layer.name not in seen]
-    if problems and not skip_mismatch:
-        raise KerassegError(
-            f"the weights do not fit {model.name}: {'; '.join(problems)} (skip_mismatch=True loads what fits and leaves the rest)"
-        )
+    sources, problems = _by_our_names(source, layers, own_aliases(model) if aliases is None else aliases)
+    weights = {}
+    for name, group in sources.items():
+        others = second_sources(layers[name], group)
+        problems += [f"{other} is a second source for layer {name}, other than {_first(group, other)}" for other in others]
+        if not others:
+            try:
+                weights[name] = convert(layers[name], group)
+            except ValueError as error:
+                problems.append(f"{' + '.join(group)}: {error}")
+    problems += [f"missing layer {layer.name}" for layer in model.layers if layer.weights and layer.name not in sources]
+    if problems and not (skip_mismatch and weights):
+        way_out = "nothing of them fits" if skip_mismatch else "skip_mismatch=True loads what fits and leaves the rest"
+        raise KerassegError(f"the weights do not fit {model.name}: {'; '.join(problems)} ({way_out})")
     for name, values in weights.items():
         layers[name].set_weights(values)
     return problems
 
 
-def _own_aliases(model) -> Mapping[str, str]:
-    return MODELS[model.name].aliases if model.name in MODELS else {}
-
-
-def _our_name(caffe_name: str, layers, aliases) -> str:
-    """Tries the name as it is, then each alias on what the ones before it made of it (Keras forbids `/` in names)."""
-    name = caffe_name.replace("/", "_")
-    for pattern, replacement in aliases.items():
-        if name in layers:
-            break
-        name = re.sub(f"^(?:{pattern})$", replacement, name)
-    return name
-
-
-def _convert(layer, blobs: list[np.ndarray]) -> list[np.ndarray]:
-    """Brings one layer's blobs into Keras' layout, or raises a ValueError that says what differs."""
-    if isinstance(layer, BilinearUpsampling):
-        _check_bilinear(layer, blobs)
-        return []
-    if not blobs:
-        raise ValueError("received no arrays")
-    if isinstance(layer, keras.layers.Conv2DTranspose):
-        arrays = [_transposed_kernel(blobs[0], layer), *blobs[1:]]
-    elif isinstance(layer, keras.layers.Conv2D):
-        arrays = [_kernel(blobs[0], layer), *blobs[1:]]
-    elif isinstance(layer, ChannelScale):
-        arrays = blobs
-    else:
-        raise ValueError(f"{type(layer).__name__} takes no Caffe weights")
-    expected = [tuple(weight.shape) for weight in layer.weights]
-    if len(arrays) == len(expected):
-        # Old files keep a bias as (1, 1, 1, n).
-        arrays = [
-            a.reshape(shape) if len(shape) == 1 and a.size == shape[0] else a for a, shape in zip(arrays, expected, strict=True)
-        ]
-    received = [a.shape for a in arrays]
-    if received != expected:
-        raise ValueError(f"received shapes {received}, expected {expected} (Keras layout)")
+def _arrays(name: str, blobs: Iterable) -> list[np.ndarray]:
+    """Refuses what a file could not hold; arrays that came from one stay the same."""
+    if not isinstance(name, str):
+        raise KerassegError(f"received {name!r} as a layer's name, expected text, such as 'conv1_1': [kernel, bias]")
+    if not isinstance(blobs, Iterable) or isinstance(blobs, (str, bytes, Mapping, np.ndarray)):
+        raise KerassegError(f"layer {name}: received {type(blobs).__name__}, expected a list of arrays, such as [kernel, bias]")
+    try:
+        with np.errstate(over="ignore"):
+            arrays = [np.asarray(blob, "float32") for blob in blobs]
+    except (TypeError, ValueError) as error:
+        raise KerassegError(f"layer {name}: received what is no array of numbers ({error}), expected [kernel, bias]") from error
+    if not all(np.isfinite([array.min(initial=0), array.max(initial=0)]).all() for array in arrays):
+        raise KerassegError(f"layer {name} has weights that are not finite")
     return arrays
 
 
-def _kernel(blob: np.ndarray, layer) -> np.ndarray:
-    height, width, inputs, outputs = layer.kernel.shape
-    if blob.ndim == 2 or (blob.ndim == 4 and blob.shape[:2] == (1, 1) and (height, width, inputs) != (1, 1, 1)):
-        # Fully connected, (out, in · kh · kw): the flat copy of the authors' surgery.
-        if blob.shape[-2:] != (outputs, inputs * height * width):
-            raise ValueError(f"received shape {blob.shape}, expected ({outputs}, {inputs * height * width})")
-        blob = blob.reshape(outputs, inputs, height, width)
-    return blob.transpose(2, 3, 1, 0)
+def _by_our_names(source, layers, aliases):
+    """Sorts a file's layers by the layer of ours that they fill, copies left out; and names those that fill none."""
+    sources, problems = {}, []
+    for caffe_name, blobs in source.items():
+        name = our_name(caffe_name, layers, aliases)
+        if name not in layers:
+            problems.append(f"unknown layer {caffe_name}")
+            continue
+        group = sources.setdefault(name, {})
+        if not any(same_arrays(blobs, others) for others in group.values()):
+            group[caffe_name] = blobs
+    return sources, problems
 
 
-def _transposed_kernel(blob: np.ndarray, layer) -> np.ndarray:
-    channels = layer.kernel.shape[2]
-    if blob.ndim == 4 and blob.shape[1] == 1 and channels > 1 and blob.shape[0] == channels:
-        # Grouped, one kernel a channel: the same thing on the diagonal of a dense one.
-        blob = blob * np.eye(channels, dtype=blob.dtype)[:, :, None, None]
-    return blob.transpose(2, 3, 1, 0)
-
-
-def _check_bilinear(layer, blobs: list[np.ndarray]) -> None:
-    (blob,) = blobs if len(blobs) == 1 else (np.zeros(()),)
-    size, channels = layer.kernel_size, layer.output.shape[-1]
-    if blob.shape in ((channels, 1, size, size), (channels, channels, size, size)):
-        diagonal = np.eye(channels, dtype=blob.dtype)[:, :, None, None] if blob.shape[1] > 1 else 1
-        if np.allclose(blob, bilinear_kernel(size) * diagonal, atol=1e-5):
-            return
-    raise ValueError(
-        f"received kernel {blob.shape}, expected the bilinear one of size {size} for {channels} channels: "
-        "it is fixed in this network"
-    )
+def _first(group: Mapping[str, list[np.ndarray]], other: str) -> str:
+    """The first of those of a group that hold as many arrays."""
+    return next((name for name in group if name != other and len(group[name]) == len(group[other])), next(iter(group)))

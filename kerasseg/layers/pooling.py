@@ -10,7 +10,8 @@ def _caffe_pooled_size(size, pool_size: int, stride: int, padding: int):
     """Counts the windows in one dimension of `size` cells, a number or a scalar tensor."""
     count = -((pool_size - size - 2 * padding) // stride) + 1
     if padding == 0:
-        return count
+        # Caffe has no window for a map smaller than it by a stride or more.
+        return max(count, 1) if isinstance(count, int) else tf.maximum(count, 1)
     in_padding = (count - 1) * stride >= size + padding
     if isinstance(count, int):
         return count - int(in_padding)
@@ -21,8 +22,8 @@ def _caffe_pooled_size(size, pool_size: int, stride: int, padding: int):
 class CeilMaxPooling2D(keras.layers.Layer):
     """Max pooling that rounds its output size up, so that no row or column of the input is dropped.
 
-    Output size is ceil((n + 2·padding − pool_size) / strides) + 1, less one if the last window would start in the padding.
-    Cells outside the map count as −∞.
+    Output size is ceil((n + 2·padding − pool_size) / strides) + 1, less one if the last window would start in the padding, and
+    at least 1: a map smaller than the window is one window. Cells outside the map count as −∞.
 
     Args:
         pool_size: Side of the window in cells.
@@ -41,9 +42,10 @@ class CeilMaxPooling2D(keras.layers.Layer):
         self.pool_size, self.strides, self.padding = pool_size, strides, padding
 
     def call(self, x):
-        if self.padding == 0 and self.pool_size == self.strides == 2:
-            # The same thing in one operation; it is the common case, and exports as one.
-            return tf.nn.max_pool2d(x, 2, 2, "SAME")
+        halves = self.padding == 0 and self.pool_size == self.strides == 2
+        if halves or (self.strides == 1 and self.pool_size == 2 * self.padding + 1):
+            # The same thing in one operation; these are the common cases, and export as one.
+            return tf.nn.max_pool2d(x, self.pool_size, self.strides, "SAME")
         pads = [[0, 0], *(self._pads(n) for n in spatial_shape(x)), [0, 0]]
         x = tf.pad(x, pads, constant_values=x.dtype.min)
         return tf.nn.max_pool2d(x, self.pool_size, self.strides, "VALID")

@@ -17,5 +17,12 @@ MODELS = LazyTable(
         "fcn_pool4": "kerasseg.models.fcn:fcn_pool4",
         "fcn_pool3": "kerasseg.models.fcn:fcn_pool3",
         "fcn_alexnet": "kerasseg.models.fcn:fcn_alexnet",
+        "fcn_googlenet": "kerasseg.models.fcn:fcn_googlenet",
+        "deeplab_v1": "kerasseg.models.deeplab_v1:deeplab_v1",
+        "deeplab_v1_largefov": "kerasseg.models.deeplab_v1:deeplab_v1_largefov",
+        "deeplab_v2_vgg16": "kerasseg.models.deeplab_v2:deeplab_v2_vgg16",
+        "deeplab_v2_resnet101": "kerasseg.models.deeplab_v2:deeplab_v2_resnet101",
+        "deeplab_v3": "kerasseg.models.deeplab_v3:deeplab_v3",
+        "deeplab_v3_cascade": "kerasseg.models.deeplab_v3:deeplab_v3_cascade",
     },
 )

@@ -11,6 +11,7 @@ import keras
 
 from kerasseg.backbones.alexnet import caffenet
 from kerasseg.backbones.building import image_input, network, preprocess, with_weights
+from kerasseg.backbones.googlenet import googlenet
 from kerasseg.backbones.vgg import load_vgg16_classifier, vgg16
 from kerasseg.errors import KerassegError
 from kerasseg.layers import BilinearInitializer, BilinearUpsampling, ChannelScale, Conv2D, CropLike, NullBackground, crop_offset
@@ -289,3 +290,51 @@ def fcn_alexnet(
         return _to_image(_score(levels["fc7"], channels, f"score_fr{suffix}"), image, 63, 32, suffix)
 
     return with_weights(keras.Model(image, _heads(num_classes, head), name="fcn_alexnet"), weights)
+
+
+@network(aliases=ALIASES)
+def fcn_googlenet(
+    num_classes: int | Mapping[str, int] = 21,
+    *,
+    input_shape=(None, None, 3),
+    preprocessing="caffe",
+    weights=None,
+    width_multiplier: float = 1.0,
+    padding: str = "authors",
+    dropout_rate: float = 0.4,
+) -> keras.Model:
+    """Builds FCN-GoogLeNet: the scores of Inception v1 at stride 32, upsampled at once.
+
+    The authors never released it. Its upsampling follows their AlexNet's: every map of this trunk, too, has a cell on a pixel,
+    which an odd kernel keeps there.
+
+    Args:
+        num_classes: Number of classes; or head name → number.
+        input_shape: `(H, W, 3)`, `None` where any size shall do.
+        preprocessing: Preset of `kerasseg.layers.PREPROCESSING`, mapping, or `None` for input already as conv1 expects it.
+        weights: `None` or the path of a `.keras` or `.weights.h5` file; Keras publishes no Inception v1.
+        width_multiplier: Scales every width but that of the scores.
+        padding: `"authors"`: 100 zeros around the image, as in their other nets. `"same"`: the classifier's own 3; the same
+            weights, several times cheaper on small images, and the outermost scores fade towards the first rows and columns.
+        dropout_rate: Share of the last module's outputs dropped in training.
+    Returns:
+        A `keras.Model` from RGB images of 0–255, `(B, H, W, 3)`, any size, to float32 logits `(B, H, W, num_classes)`, or a
+        dict of them by head. Score layers start at zero, and so do the logits.
+    Raises:
+        KerassegError: If an argument has no meaning for this network, or the weights do not fit.
+    Reference:
+        Shelhamer et al. 2017, §4.1 and Table 1; Szegedy et al. 2015, Table 1.
+    """
+    _check(padding)
+    image = image_input(input_shape)
+    levels = googlenet(
+        preprocess(image, preprocessing),
+        width_multiplier=width_multiplier,
+        first_padding=100 if padding == "authors" else 3,
+        dropout_rate=dropout_rate,
+    )
+
+    def head(channels, suffix):
+        return _to_image(_score(levels["pool5"], channels, f"score_fr{suffix}"), image, 63, 32, suffix)
+
+    return with_weights(keras.Model(image, _heads(num_classes, head), name="fcn_googlenet"), weights)

@@ -49,6 +49,9 @@ class Recipe:
     output_stride: int | None = _is("image pixels per feature pixel, where the network offers several", default=None)
     weights: str | None = _is("first weights: imagenet, or a .keras or .weights.h5 file", default=None)
     arguments: Mapping[str, Any] = _is("further arguments of the network, as name=value", default_factory=dict)
+    training_arguments: Mapping[str, Any] = _is(
+        "arguments of the network while it trains, on top of the others, e.g. upsample_logits=false", default_factory=dict
+    )
     freeze: tuple[str, ...] = _is("layers whose weights stay as they are, as regular expressions on names", default=())
     freeze_batch_norm: bool = _is("keep the statistics, scales and offsets of every batch normalization as they are", default=False)
     precision: str = _is("arithmetic in training: float32, bfloat16 or float16; weights stay float32", default="float32")
@@ -62,16 +65,18 @@ class Recipe:
     # Augmentation, in this order
     image_scale: float = _is("size at which images are used, as a share of their own; evaluation uses it too", default=1.0)
     random_scale: tuple[float, float] | None = _is("smallest and largest random factor on top of image_scale", default=None)
+    random_scale_step: float | None = _is("distance of the random factors, e.g. 0.25 (default: any between)", default=None)
     color_jitter: float = _is("random change of brightness, contrast and saturation, by up to this share", default=0.0)
     jitter: int = _is("random translation by up to so many pixels", default=0)
-    flip: bool = _is("mirror half of the images", default=False)
     pad_size: tuple[int, int] | None = _is("size to pad whole images to, where one size is needed (tpu)", default=None)
     crop_size: tuple[int, int] | None = _is("random crop, height and width in pixels, e.g. 321x321", default=None)
+    flip: bool = _is("mirror half of the images", default=False)
     loss_sampling: float = _is("probability that a cell of the label counts; batch_size grows by its inverse", default=1.0)
     loss_sampling_cell: int = _is("side of the cells that loss_sampling draws, in pixels of the label", default=1)
     # Loss and optimizer
     loss: str = _is("cross_entropy (softmax), or sigmoid_cross_entropy", default="cross_entropy")
     loss_weights: Mapping[str, float] = _is("factors of the losses of several outputs, as output=factor", default_factory=dict)
+    label_offset: int = _is("rows and columns cut off a label before it is subsampled to smaller logits", default=0)
     hard_pixel_share: float = _is("share of each image's valid pixels, those of the largest loss, that count", default=1.0)
     class_weights: tuple[float, ...] | None = _is("weight of each class in the loss, e.g. 1,2,0.5", default=None)
     loss_normalization: str = _is("valid: mean over pixels that are not ignored; sum: sum over them", default="valid")
@@ -113,7 +118,7 @@ class Recipe:
     command: str | None = _is("command that runs it", default=None)
 
     def __post_init__(self):
-        """Checks the stages."""
+        """Checks the stages, and brings what they change to the fields' types."""
         known, seen = {f.name for f in dataclasses.fields(self)} - {"stages"}, set()
         for stage in self.stages:
             if stage.name in seen:
@@ -129,6 +134,13 @@ class Recipe:
                 if name not in known:
                     raise KerassegError(f"stage '{stage.name}' of recipe {self.name} changes '{name}': {did_you_mean(name, known)}")
             seen.add(stage.name)
+        # What comes as a list, from JSON or a command line, equals what was written as a tuple.
+        hints = typing.get_type_hints(Recipe)
+        restored = (
+            dataclasses.replace(stage, changes={k: _restore(k, v, hints[k]) for k, v in stage.changes.items()})
+            for stage in self.stages
+        )
+        object.__setattr__(self, "stages", tuple(restored))
 
     def stage(self, name: str) -> "Recipe":
         """Gives the recipe of one stage, its changes applied, which itself has no stages.
@@ -140,10 +152,8 @@ class Recipe:
         """
         for stage in self.stages:
             if stage.name == name:
-                hints = typing.get_type_hints(Recipe)
-                changes = {key: _restore(key, value, hints[key]) for key, value in stage.changes.items()}
                 first = {"weights": None} if self.predecessors(name) else {}
-                return self.override(**{"name": f"{self.name}-{name}", **first, **changes, "stages": ()})
+                return self.override(**{"name": f"{self.name}-{name}", **first, **stage.changes, "stages": ()})
         raise KerassegError(f"recipe {self.name} has no stage '{name}': {did_you_mean(name, [s.name for s in self.stages])}")
 
     def predecessors(self, name: str) -> dict[str, str]:
@@ -160,9 +170,16 @@ class Recipe:
         return self.stage(self.stages[-1].name) if self.stages else self
 
     def network_arguments(self) -> dict[str, Any]:
-        """Collects the keyword arguments of the network's builder; options left at their default are not among them."""
+        """Collects the keyword arguments of the network's builder; options left at their default are not among them.
+
+        The network is the one that is evaluated and kept; `training_arguments` are not among them.
+        """
         named = {"backbone": self.backbone, "output_stride": self.output_stride, "weights": self.weights}
         return {"width_multiplier": self.width_multiplier, **{k: v for k, v in named.items() if v is not None}, **self.arguments}
+
+    def as_trained(self) -> "Recipe":
+        """Gives the recipe whose network is the one that trains: its `training_arguments` are among its arguments."""
+        return self.override(arguments={**self.arguments, **self.training_arguments}, training_arguments={})
 
     def to_json(self) -> dict[str, Any]:
         """Gives the fields as JSON-ready values."""

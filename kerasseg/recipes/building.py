@@ -1,12 +1,14 @@
 """From a recipe to the things it names: the network, the data, the transforms."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any
 
 import keras
 
-from kerasseg.backbones.building import accepts
+from kerasseg.backbones import BACKBONES
+from kerasseg.backbones.building import accepts, first_line
 from kerasseg.data import DATA_SETS, Bootstrapped, DataSet, open_data
 from kerasseg.data.transforms import ColorJitter, Flip, Jitter, LossSampling, PadTo, RandomCrop, RandomScale, Resize
 from kerasseg.errors import KerassegError
@@ -26,23 +28,43 @@ def build_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) 
     Raises:
         KerassegError: If the network is unknown or does not take one of the arguments.
     """
-    builder = MODELS[recipe.arch]
     arguments = recipe.network_arguments()
     if not initial_weights:
         arguments["weights"] = None
-    for name in arguments:
-        if not accepts(builder, name):
-            known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            raise KerassegError(f"{recipe.arch} has no argument '{name}': {did_you_mean(name, known)}")
-    try:
-        model = builder(num_classes, **arguments)
-    except TypeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise KerassegError(f"{recipe.arch} cannot be built with {arguments}: {reason}") from error
+    model = call_builder(recipe.arch, num_classes, arguments)
     if len(model.inputs) != 1:
         names = ", ".join(tensor.name for tensor in model.inputs)
         raise KerassegError(f"{recipe.arch} with {arguments} has the inputs {names}: a recipe's data give one, an RGB image")
     return model
+
+
+def call_builder(arch: str, num_classes: int | Mapping[str, int], arguments: Mapping[str, Any]) -> keras.Model:
+    """Builds a network by its name.
+
+    Args:
+        arch: Key of `MODELS`.
+        num_classes: Number of classes, or head name → number.
+        arguments: Of the builder, by their names.
+    Raises:
+        KerassegError: If the network is unknown, does not take one of the arguments, or cannot be built with them.
+    """
+    builder = MODELS[arch]
+    parameters = inspect.signature(builder).parameters
+    for name in arguments:
+        if not accepts(builder, name):
+            known = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise KerassegError(f"{arch} has no argument '{name}': {did_you_mean(name, known)}")
+    if isinstance(num_classes, Mapping) and parameters["num_classes"].annotation is int:
+        raise KerassegError(
+            f"{arch} has one head, received classes for {', '.join(num_classes)}: pass one number, e.g. {max(num_classes.values())}"
+        )
+    try:
+        return builder(num_classes, **arguments)
+    except KerassegError:
+        raise
+    except (TypeError, ValueError) as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in {"num_classes": num_classes, **arguments}.items())
+        raise KerassegError(f"{arch} cannot be built with {shown}: {first_line(error)}") from error
 
 
 def open_recipe_data(recipe: Recipe, split: str | None) -> DataSet:
@@ -100,8 +122,10 @@ def padding_color(recipe: Recipe, data: DataSet) -> tuple[float, ...]:
     Returns:
         RGB, 0–255.
     """
-    default = inspect.signature(MODELS[recipe.arch]).parameters["preprocessing"].default
-    spec = recipe.arguments.get("preprocessing", default)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(MODELS[recipe.arch]).parameters.items()}
+    spec = recipe.arguments.get("preprocessing", defaults["preprocessing"])
+    if spec == "backbone":
+        spec = BACKBONES[recipe.backbone or defaults["backbone"]].preprocessing
     if spec is None:
         return data.mean
     layer = Preprocessing.of(spec)
@@ -121,7 +145,8 @@ def recipe_transforms(recipe: Recipe, fill) -> tuple:
     transforms = []
     if recipe.random_scale:
         low, high = recipe.random_scale
-        transforms.append(RandomScale(low * recipe.image_scale, high * recipe.image_scale))
+        step = recipe.random_scale_step and recipe.random_scale_step * recipe.image_scale
+        transforms.append(RandomScale(low * recipe.image_scale, high * recipe.image_scale, step))
     elif recipe.image_scale != 1:
         transforms.append(Resize(recipe.image_scale))
     if recipe.color_jitter:
@@ -129,12 +154,13 @@ def recipe_transforms(recipe: Recipe, fill) -> tuple:
         transforms.append(ColorJitter(recipe.color_jitter))
     if recipe.jitter:
         transforms.append(Jitter(recipe.jitter, fill))
-    if recipe.flip:
-        transforms.append(Flip())
     if recipe.pad_size:
         transforms.append(PadTo(recipe.pad_size, fill))
     if recipe.crop_size:
         transforms.append(RandomCrop(recipe.crop_size, fill))
+    if recipe.flip:
+        # After the crop, as DeepLab's loaders do: padding is then on either side.
+        transforms.append(Flip())
     if recipe.loss_sampling != 1:
         transforms.append(LossSampling(recipe.loss_sampling, recipe.loss_sampling_cell))
     return tuple(transforms)

@@ -1,4 +1,4 @@
-"""Where a number that is not finite comes from."""
+"""Where a number that is not finite comes from, and what will go wrong before it does."""
 
 import keras
 import numpy as np
@@ -6,6 +6,32 @@ import tensorflow as tf
 
 # As many names as fit into one line.
 _NAMED = 3
+# What may be left, at the end, of what moving statistics began with.
+_LEFT = 0.1
+
+
+def notices(model: keras.Model, passes: int) -> list[str]:
+    """Finds what makes a new training likely to disappoint, although nothing is wrong with it.
+
+    Args:
+        model: The network, its layers frozen as they shall be.
+        passes: Forward passes of the training, each of which moves the statistics.
+    Returns:
+        One line each: moving statistics of batch normalization that are too slow for so few steps, so that the network, good while
+        it trains, predicts by statistics that are not its own.
+    """
+    kept = [
+        layer.momentum**passes
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    left = max(kept, default=0.0)
+    if left <= _LEFT:
+        return []
+    return [
+        f"after {passes} passes the moving statistics of batch normalization, by which it predicts, will still be {100 * left:.0f} "
+        "% what they began with: train longer, lower their momentum (--arguments batch_norm_momentum=0.9), or --freeze-batch-norm"
+    ]
 
 
 def find_non_finite(model: keras.Model, images) -> str | None:

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from kerasseg.data import DataSet
+from kerasseg.evaluation.loading import evaluation_network
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network, images_per_pass, open_recipe_data
 from kerasseg.runs import Checkpoints, Run
@@ -143,7 +144,7 @@ def _measure(recipe: Recipe, trainer: Trainer, data: DataSet, new_layers: list[s
     with one_line_errors():
         memory, (first, step) = _largest_memory(lambda: _time_steps(recipe, trainer, data))
         save, checkpoint = _time_save(trainer)
-        images, image = _time_evaluation(recipe, trainer.model) if recipe.validate_every else (0, None)
+        images, image = _time_evaluation(recipe, trainer.model, data) if recipe.validate_every else (0, None)
     evaluation, left = None if image is None else image * images, max(recipe.iterations - done, 0)
     saves = left // recipe.checkpoint_every + 1
     validations = left // recipe.validate_every + 1 if recipe.validate_every else 0
@@ -187,9 +188,11 @@ def _time_save(trainer: Trainer) -> tuple[float, int]:
         return time.perf_counter() - start, path.stat().st_size
 
 
-def _time_evaluation(recipe: Recipe, model: keras.Model) -> tuple[int, float]:
+def _time_evaluation(recipe: Recipe, model: keras.Model, training: DataSet) -> tuple[int, float]:
     """Images of a whole validation, and seconds of each."""
     data = open_recipe_data(recipe, recipe.validation_split)
+    if recipe.training_arguments:
+        model = evaluation_network(recipe, model, training.labels.num_classes)
     count = min(len(data), recipe.validation_images or len(data))
     # The first one compiles.
     validate(recipe, model, data, 1)

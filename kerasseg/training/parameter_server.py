@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from kerasseg.data import Share
 from kerasseg.errors import KerassegError
-from kerasseg.training.step import as_dict
+from kerasseg.training.step import as_dict, label_dict
 from kerasseg.training.trainer import Feed, NonFiniteLossError, Step, Trainer
 
 
@@ -126,7 +126,7 @@ class AsynchronousTrainer(Trainer):
     def _gradients(self, weights, others, images, labels):
         """Loss, gradients, their norm, and by index those of the other weights that the pass moves: nothing is written."""
         losses, factors = self._graph.losses, self._graph.loss_weights
-        labels, model = as_dict(labels, losses), self.model
+        labels, model = label_dict(labels, self.model, losses), self.model
         variables = [*model.trainable_variables, *model.non_trainable_variables]
         scope = keras.StatelessScope(list(zip(variables, [*weights, *others], strict=True)))
         with tf.GradientTape() as tape, scope:

@@ -7,10 +7,12 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from kerasseg.backbones.building import first_line
 from kerasseg.data import DataSet, Share, training_batches, unwrap_error
 from kerasseg.data.transforms import static_size
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation import load_model
+from kerasseg.evaluation.loading import check_forms
 from kerasseg.interop import transplant
 from kerasseg.losses import LOSSES
 from kerasseg.recipes import Recipe
@@ -34,9 +36,13 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 
 # What decides the state of a run: its variables, and where in the training sequence it stands.
 _FIXED = (
-    "arch", "backbone", "width_multiplier", "arguments", "freeze", "freeze_batch_norm", "precision", "optimizer",
-    "data", "split", "seed", "sampling", "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
+    "arch", "backbone", "width_multiplier", "output_stride", "arguments", "training_arguments", "freeze", "freeze_batch_norm",
+    "precision", "optimizer", "label_offset", "data", "split", "seed", "sampling", "bootstrap_classes", "batch_size",
+    "accumulation", "loss_sampling",
 )  # fmt: skip
+
+# Images of which no side is smaller fit into every network there is.
+_DEEPEST = 128
 
 # Makes the strategy of a recipe: called once for all stages, because the workers of a cluster join once.
 StrategyMaker = Callable[..., tf.distribute.Strategy]
@@ -55,9 +61,13 @@ def make_trainer(recipe: Recipe, num_classes: int, strategy: tf.distribute.Strat
     """
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope(), _precision(recipe):
-        model = build_network(recipe, num_classes, initial_weights=initial)
+        model = build_network(recipe.as_trained(), num_classes, initial_weights=initial)
+        check_fits(recipe, model)
         freeze(model, recipe.freeze, batch_norm=recipe.freeze_batch_norm)
         optimizer = make_optimizer(recipe, model)
+    if recipe.training_arguments:
+        # Now, and not when the trained network is to be kept.
+        check_forms(model, build_network(recipe, num_classes, initial_weights=False))
     shared = {"optimizer": optimizer, "loss": _make_loss(recipe), "loss_weights": recipe.loss_weights}
     if recipe.strategy == "parameter_server":
         workers = recipe.replicas or len(tf.config.list_logical_devices("GPU")) or 1
@@ -148,6 +158,22 @@ def check_sizes(recipe: Recipe) -> None:
                 f"crop_size or pad_size makes images {received} pixels {side}, input_shape={list(recipe.arguments['input_shape'])} "
                 f"takes {expected}: pass --crop-size {'x'.join(str(n or 'N') for n in fixed)}"
             )
+
+
+def check_fits(recipe: Recipe, model: keras.Model) -> None:
+    """Refuses crops that a network is too deep for, where all are of one size.
+
+    Raises:
+        KerassegError: If that is so.
+    """
+    size = static_size(recipe_transforms(recipe, (0.0, 0.0, 0.0)))
+    if size is None or min(size) >= _DEEPEST:
+        return
+    try:
+        model.compute_output_shape((1, *size, model.inputs[0].shape[-1]))
+    except ValueError as error:
+        reason, crop = first_line(error).rstrip("."), "x".join(map(str, size))
+        raise KerassegError(f"{model.name} cannot take images of {crop} pixels: {reason}; pass a larger --crop-size") from error
 
 
 def _check_asynchronous(recipe: Recipe) -> None:
@@ -248,6 +274,7 @@ def _make_loss(recipe: Recipe):
         "normalization": recipe.loss_normalization,
         "class_weights": recipe.class_weights,
         "hard_pixel_share": recipe.hard_pixel_share,
+        "label_offset": recipe.label_offset,
     }
     if recipe.loss == "sigmoid_cross_entropy":
         arguments["null_background"] = bool(recipe.arguments.get("null_background"))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from kerasseg.data import DataSet, Example
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation import Inference, evaluate, predict, side_by_side
+from kerasseg.evaluation.loading import copy_weights, evaluation_network
 from kerasseg.labels import LabelTable
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network
@@ -55,7 +56,7 @@ class Recorder:
         self._checkpoints = run.checkpoints(recipe.keep_checkpoints)
         self._start = trainer.step
         self._first_state = None if run.exists else trainer.state()
-        self._writer = None
+        self._writer, self._other_form = None, None
 
     def __enter__(self) -> "Recorder":
         return self
@@ -110,9 +111,20 @@ class Recorder:
             self._save(step.step, self._trainer.state(), record.get("mean_iou"))
 
     def _scores(self, step: int) -> dict[str, float]:
-        scores = validate(self._recipe, self._trainer.model, self._validation, self._recipe.validation_images)
-        self._draw(step)
+        model = self._evaluated()
+        scores = validate(self._recipe, model, self._validation, self._recipe.validation_images)
+        self._draw(step, model)
         return scores
+
+    def _evaluated(self) -> keras.Model:
+        """The network as it is evaluated: the one that trains, unless that one has another form."""
+        if not self._recipe.training_arguments:
+            return self._trainer.model
+        if self._other_form is None:
+            # Built once, because it is traced anew each time.
+            self._other_form = build_network(self._recipe, self._labels.num_classes, initial_weights=False)
+        copy_weights(self._trainer.model, self._other_form)
+        return self._other_form
 
     def _save(self, step: int, state: Mapping[str, np.ndarray], score: float | None = None) -> None:
         """Saves a state, if there is a way on from it."""
@@ -135,9 +147,9 @@ class Recorder:
                 if name != "step":
                     tf.summary.scalar(name, value)
 
-    def _draw(self, step: int) -> None:
+    def _draw(self, step: int, model: keras.Model) -> None:
         with self._curves().as_default(step=step):
-            tf.summary.image("validation", _pictures(self._recipe, self._trainer.model, self._validation))
+            tf.summary.image("validation", _pictures(self._recipe, model, self._validation))
 
     def _is_last(self, step: int) -> bool:
         return step == self._recipe.iterations
@@ -151,12 +163,10 @@ class Recorder:
             best = self._checkpoints.best(lambda notice: self._report({"notice": notice}))
             if best is not None:
                 self._trainer.restore(best[1])
-        model = self._trainer.model
-        if self._recipe.precision != "float32" or self._trainer.strategy.num_replicas_in_sync > 1:
+        model, recipe = self._trainer.model, self._recipe
+        if recipe.training_arguments or recipe.precision != "float32" or self._trainer.strategy.num_replicas_in_sync > 1:
             # What is kept is the plain network: no mirrored variables, no layer that computes in bfloat16.
-            plain = build_network(self._recipe, model.output_shape[-1], initial_weights=False)
-            plain.set_weights(model.get_weights())
-            model = plain
+            model = evaluation_network(recipe, model, self._labels.num_classes)
         self._run.save_model(model.save)
         return model
 

@@ -13,6 +13,7 @@ from kerasseg.evaluation import load_model
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import images_per_pass, open_recipe_data, open_training_data
 from kerasseg.runs import Preempted, Run
+from kerasseg.training.diagnosis import notices
 from kerasseg.training.parts import (
     StrategyMaker,
     check_resumption,
@@ -76,6 +77,9 @@ def train_run(
         report({"started_from": list(map(str, sources)), "new_layers": start_from(trainer.model, sources)})
     workers.check_same(trainer.step if resumed else -1, run.path)
     report({"done": trainer.step, "iterations": recipe.iterations, "images": images_per_pass(recipe) * recipe.accumulation})
+    if not (resumed or sources):
+        for notice in notices(trainer.model, recipe.iterations * recipe.accumulation):
+            report({"notice": notice})
     recorder = Recorder(recipe, run, trainer, data.labels, validation, report) if chief else None
     # Closed in any case: the data set's threads shall end now, and not when Python is half gone.
     steps = trainer.train(partial(feed, recipe, data), recipe.iterations, _stops(recipe))

@@ -168,7 +168,7 @@ class StepGraph:
         Without `weights`, this pass is the whole step, and the normalisers come from its own logits and labels. The third of
         what it gives is the weight of its own labels.
         """
-        labels = as_dict(labels, self.losses)
+        labels = label_dict(labels, self.model, self.losses)
         with tf.GradientTape() as tape:
             logits = as_dict(self.model(images, training=True), self.losses)
             self._check_sizes(labels, logits)
@@ -218,7 +218,7 @@ class StepGraph:
         self._unsized = tuple(key for key, size in sizes.items() if size is None)
 
         def weigh(images, labels):
-            named = as_dict(labels, self.losses)
+            named = label_dict(labels, self.model, self.losses)
             return images, labels, {key: loss.weight(named[key], sizes[key]) for key, loss in self.losses.items()}
 
         def share(images, labels, weights):
@@ -245,16 +245,22 @@ class StepGraph:
 
 
 def as_dict(values, keys) -> dict:
-    """Names a single value as the single output.
+    """Names a single value as the single output."""
+    return values if isinstance(values, dict) else dict.fromkeys(keys, values)
+
+
+def label_dict(labels, model, keys) -> dict:
+    """Gives each output its label: a single label map is that of all outputs.
 
     Raises:
-        KerassegError: If there are several outputs.
+        KerassegError: If it cannot be, because the outputs have different classes.
     """
-    if isinstance(values, dict):
-        return values
-    if len(keys) > 1:
-        raise KerassegError(f"received one value for the outputs {sorted(keys)}: give a dict with one for each")
-    return dict.fromkeys(keys, values)
+    if not isinstance(labels, dict) and len(keys) > 1:
+        classes = {key: model.output[key].shape[-1] for key in keys}
+        if len(set(classes.values())) > 1:
+            listed = ", ".join(f"{key} ({count})" for key, count in classes.items())
+            raise KerassegError(f"received one label map for outputs of different classes, {listed}: give a dict with one for each")
+    return as_dict(labels, keys)
 
 
 def _all_reduce(value):

@@ -1,0 +1,56 @@
+"""What tells the three forms of ResNet apart: names, the place of the strides, the rounding of pool1."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import keras
+
+from kerasseg.layers import CeilMaxPooling2D
+
+# Units of block1 … block4.
+UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class Form(NamedTuple):
+    """What tells the forms apart.
+
+    Args:
+        names: `(depth, block, unit)` → the unit's name, and for each of its convolutions `(convolution, batch norm)`.
+        batch_norm: Name of a root convolution → name of its batch norm.
+        pool: Makes pool1.
+        strided: The convolution of a unit that carries its stride: `"conv1"` (1×1) or `"conv2"` (3×3).
+        stride_last: Whether a block's last unit carries the stride to the next block, rather than the next block's first.
+    """
+
+    names: Callable[[int, int, int], tuple[str, dict[str, tuple[str, str]]]]
+    batch_norm: Callable[[str], str]
+    pool: Callable[[], keras.layers.Layer]
+    strided: str
+    stride_last: bool = False
+
+
+def _caffe_names(depth: int, block: int, unit: int):
+    lettered = depth == 50 or block in (1, 4)
+    letter = "abcdef"[unit - 1] if lettered else "a" if unit == 1 else f"b{unit - 1}"
+    where = f"{block + 1}{letter}"
+    branches = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}
+    return f"res{where}", {part: (f"res{where}_{branch}", f"bn{where}_{branch}") for part, branch in branches.items()}
+
+
+def _slim_names(_depth: int, block: int, unit: int):
+    scope = f"block{block}_unit_{unit}_bottleneck_v1"
+    return scope, {part: (f"{scope}_{part}", f"{scope}_{part}_BatchNorm") for part in ("shortcut", "conv1", "conv2", "conv3")}
+
+
+def _torchvision_names(_depth: int, block: int, unit: int):
+    scope = f"layer{block}_{unit - 1}"
+    convolutions = {f"conv{n}": (f"{scope}_conv{n}", f"{scope}_bn{n}") for n in (1, 2, 3)}
+    return scope, {"shortcut": (f"{scope}_downsample_0", f"{scope}_downsample_1"), **convolutions}
+
+
+FORMS = {
+    "caffe": Form(_caffe_names, "bn_{}".format, partial(CeilMaxPooling2D, 3, 2, 1), "conv1"),
+    "slim": Form(_slim_names, "{}_BatchNorm".format, partial(keras.layers.MaxPooling2D, 3, 2, "same"), "conv2", True),
+    "torchvision": Form(_torchvision_names, lambda _: "bn1", partial(keras.layers.MaxPooling2D, 3, 2, "valid"), "conv2"),
+}
