@@ -104,7 +104,10 @@ def resize_aligned(x: tf.Tensor, height, width) -> tf.Tensor:
         Caffe's Interp layer in the DeepLab releases: the ratio of positions is (h − 1) / (height − 1).
     """
     sides = list(zip(spatial_shape(x), (height, width), strict=True))
-    if all(_grows_by_a_power_of_two(*side) for side in sides):
+    if x.shape[1:3] == (1, 1):
+        # One cell is the same everywhere.
+        resized = tf.broadcast_to(tf.cast(x, "float32"), [tf.shape(x)[0], height, width, x.shape[3]])
+    elif all(_grows_by_a_power_of_two(*side) for side in sides):
         # The raw operation: tf.image.resize has no aligned corners.
         resized = tf.raw_ops.ResizeBilinear(images=x, size=[height, width], align_corners=True, half_pixel_centers=False)
     else:

@@ -101,7 +101,7 @@ def test_compiled_by_xla_the_values_are_the_same(size, new_size):
     assert_close(gradient, np.einsum("byxc,yh,xw->bhwc", upstream, rows, columns), 1e-5)
 
 
-@pytest.mark.parametrize(("size", "new_size"), [((4, 6), (64, 96)), ((33, 5), (97, 65)), ((5, 7), (9, 25))])
+@pytest.mark.parametrize(("size", "new_size"), [((4, 6), (64, 96)), ((33, 5), (97, 65)), ((5, 7), (9, 25)), ((1, 1), (15, 9))])
 def test_what_was_traced_before_is_right_when_xla_compiles_it_later(size, new_size, tmp_path):
     """XLA's own operation is wrong by the size of the values for the first two: a saved network must not hold it."""
     x = tf.constant(maps(*size))
