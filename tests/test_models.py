@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import QUICK, assert_close, assert_varies, give_random_weights, images, kernels_at_zero, random_model, supported
+from test_fcn_googlenet import WIDTHS as GOOGLENET_WIDTHS
 
 from kerasseg import KerassegError
 from kerasseg.layers import BilinearUpsampling
@@ -242,17 +243,7 @@ def googlenet_parameters():
     # A 7×7, a 1×1 and a 3×3; then of each module the six widths of the paper's table, from the channels before it.
     total = 49 * 3 * 64 + 64 + 64 * 64 + 64 + 9 * 64 * 192 + 192
     inputs = 192
-    for a, b, c, d, e, f in (
-        (64, 96, 128, 16, 32, 32),
-        (128, 128, 192, 32, 96, 64),
-        (192, 96, 208, 16, 48, 64),
-        (160, 112, 224, 24, 64, 64),
-        (128, 128, 256, 24, 64, 64),
-        (112, 144, 288, 32, 64, 64),
-        (256, 160, 320, 32, 128, 128),
-        (256, 160, 320, 32, 128, 128),
-        (384, 192, 384, 48, 128, 128),
-    ):
+    for a, b, c, d, e, f in GOOGLENET_WIDTHS.values():
         total += inputs * (a + b + d + f) + 9 * b * c + 25 * d * e + a + b + c + d + e + f
         inputs = a + c + e + f
     assert inputs == 1024

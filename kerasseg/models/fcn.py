@@ -245,6 +245,15 @@ fcn_pool4 = _truncated_builder("pool4", 16)
 fcn_pool3 = _truncated_builder("pool3", 8)
 
 
+def _without_skips(image, features, num_classes, name: str) -> keras.Model:
+    """Scores a trunk whose maps have a cell on a pixel, and upsamples at once, by the odd kernel that keeps it there."""
+
+    def head(channels, suffix):
+        return _to_image(_score(features, channels, f"score_fr{suffix}"), image, 63, 32, suffix)
+
+    return keras.Model(image, _heads(num_classes, head), name=name)
+
+
 @network(aliases=ALIASES)
 def fcn_alexnet(
     num_classes: int | Mapping[str, int] = 21,
@@ -285,11 +294,7 @@ def fcn_alexnet(
         fc6_padding="valid" if authors else "same",
         dropout_rate=dropout_rate,
     )
-
-    def head(channels, suffix):
-        return _to_image(_score(levels["fc7"], channels, f"score_fr{suffix}"), image, 63, 32, suffix)
-
-    return with_weights(keras.Model(image, _heads(num_classes, head), name="fcn_alexnet"), weights)
+    return with_weights(_without_skips(image, levels["fc7"], num_classes, "fcn_alexnet"), weights)
 
 
 @network(aliases=ALIASES)
@@ -333,8 +338,4 @@ def fcn_googlenet(
         first_padding=100 if padding == "authors" else 3,
         dropout_rate=dropout_rate,
     )
-
-    def head(channels, suffix):
-        return _to_image(_score(levels["pool5"], channels, f"score_fr{suffix}"), image, 63, 32, suffix)
-
-    return with_weights(keras.Model(image, _heads(num_classes, head), name="fcn_googlenet"), weights)
+    return with_weights(_without_skips(image, levels["pool5"], num_classes, "fcn_googlenet"), weights)
