@@ -8,7 +8,7 @@ import os
 from kerasseg.errors import KerassegError as KerassegError
 from kerasseg.tables import import_lazily as _import_lazily
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # The layers use TensorFlow operations; a keras.json that names another backend must not win silently.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "load_model": "kerasseg.evaluation",
     "predict": "kerasseg.evaluation",
     "transplant": "kerasseg.interop",
+    "with_context": "kerasseg.models.dilation",
 }
 
 __all__ = ["KerassegError", *_ROOMS, *_FUNCTIONS]

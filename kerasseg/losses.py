@@ -15,11 +15,12 @@ from kerasseg.errors import KerassegError
 NORMALIZATIONS = ("valid", "sum")
 
 
-def subsample_label(label, height: int | None, width: int | None, offset: int = 0):
+def subsample_label(label, height: int | None, width: int | None, offset: int = 0, margin: int = 0):
     """Takes the label's pixels that lie exactly under the pixels of smaller logits.
 
     The grids share their corner pixels, as they do in the networks that train on scores at their own stride: the step is
-    (H − 1)/(h − 1) and must be whole, since there is no mean of two labels.
+    (H − 1)/(h − 1) and must be whole, since there is no mean of two labels. Where the network has eaten a margin, each pixel of
+    logits stands for the H/h label pixels from its own on, and that must be whole.
 
     Args:
         label: Shape `(B, H, W)`, integer.
@@ -27,61 +28,69 @@ def subsample_label(label, height: int | None, width: int | None, offset: int = 
         width: Columns w of the logits, w ≤ W; likewise.
         offset: Rows and columns cut off at the top and left before, so that H and W above are smaller by it. DeepLab v1's net
             with the 4×4 kernel trains on `label[1::8]`: 306 pixels, cut to 305, meet its 39 scores at steps of 8.
+        margin: Rows and columns cut off on all four sides before; Dilation's front end trains on `label[186:-186:8]`: 500 pixels,
+            cut to 128, meet its 16 scores at steps of 8.
     Returns:
         Shape `(B, h, w)`, the label's dtype; the label itself where the sizes agree.
     Raises:
         KerassegError: If a step is not whole, or the logits are larger than the label. Sizes that are unknown while tracing
             are checked when the graph runs.
     Reference:
-        Chen et al. 2015, arXiv:1412.7062, §3.1: the targets are the ground truth subsampled by 8.
+        Chen et al. 2015, arXiv:1412.7062, §3.1: the targets are the ground truth subsampled by 8; fyu/dilation's train.py.
     """
     if label.shape.rank != 3:
         raise KerassegError(f"label has shape {label.shape}: expected (B, H, W), class numbers without a channel axis")
     if offset:
         label = label[:, offset:, offset:]
+    if margin:
+        label = label[:, margin:-margin, margin:-margin]
     if tuple(label.shape[1:]) == (height, width):
         return label
-    steps = [_step(label, axis, size) for axis, size in ((1, height), (2, width))]
+    # What both grids have in common beside their first pixel: the last one, or nothing.
+    shared = 0 if margin else 1
+    steps = [_step(label, axis, size, shared) for axis, size in ((1, height), (2, width))]
     # The reshape cannot fail where the steps are whole; where one is not, it is what stops XLA, which drops assertions.
     return tf.reshape(label[:, :: steps[0], :: steps[1]], [tf.shape(label)[0], height, width])
 
 
-def _step(label, axis, size):
-    """The distance in label pixels between two pixels of logits; rounded up, so that a fraction never fits."""
+def _step(label, axis, size, shared):
+    """The distance in label pixels between two pixels of logits; 1 where it is no whole number, so that the size never fits."""
     full = label.shape[axis]
+    ratio, crop = ("(H - 1)/(h - 1)", " plus 1") if shared else ("H/h, without the margin,", " plus the margins")
     if full is not None and isinstance(size, int):
-        if full != size and (size < 2 or full < size or (full - 1) % (size - 1)):
+        if full != size and (size <= shared or full < size or (full - shared) % (size - shared)):
             raise KerassegError(
-                f"label of {full} pixels cannot be subsampled to logits of {size}: (H - 1)/(h - 1) must be a whole number; "
-                "choose a crop size of a multiple of the output stride plus 1, or upsample_logits=True"
+                f"label of {full} pixels cannot be subsampled to logits of {size}: {ratio} must be a whole number; "
+                f"choose a crop size of a multiple of the output stride{crop}, or upsample_logits=True"
             )
-        return max(1, (full - 1) // max(1, size - 1))
+        return max(1, (full - shared) // max(1, size - shared))
     full = tf.shape(label)[axis]
-    gaps = tf.maximum(size - 1, 1)
-    whole = tf.logical_or(tf.equal(full, size), tf.logical_and(size > 1, tf.equal((full - 1) % gaps, 0)))
-    message = "label cannot be subsampled to the logits: (H - 1)/(h - 1) must be a whole number; sizes of label and logits:"
+    gaps = tf.maximum(size - shared, 1)
+    whole = tf.logical_or(tf.equal(full, size), tf.logical_and(size > shared, tf.equal((full - shared) % gaps, 0)))
+    message = f"label cannot be subsampled to the logits: {ratio} must be a whole number; sizes of label and logits:"
     with tf.control_dependencies([tf.debugging.Assert(whole, [message, full, size])]):
-        return tf.maximum(1, -(-(full - 1) // gaps))
+        return tf.where(whole, tf.maximum(1, (full - shared) // gaps), 1)
 
 
 class _PixelLoss(keras.losses.Loss):
     """What the losses share: ignored pixels, class weights, hard pixels, normalisation, the check of the labels."""
 
-    def __init__(self, normalization, ignore_label, class_weights, hard_pixel_share, label_offset, name):
+    def __init__(self, normalization, ignore_label, class_weights, hard_pixel_share, label_offset, label_margin, name):
         if normalization not in NORMALIZATIONS:
             raise KerassegError(f"unknown normalization '{normalization}': known: {', '.join(NORMALIZATIONS)}")
         if class_weights is not None and not all(weight >= 0 and math.isfinite(weight) for weight in class_weights):
             raise KerassegError(f"class_weights {tuple(class_weights)}: expected finite numbers that are not negative")
         if not 1e-6 <= hard_pixel_share <= 1:
             raise KerassegError(f"hard_pixel_share={hard_pixel_share}: expected 0.000001 to 1, e.g. 0.25; 1 counts every pixel")
-        if not isinstance(label_offset, int) or label_offset < 0:
-            raise KerassegError(f"label_offset={label_offset}: expected a whole number of pixels, 0 or more")
+        for what, pixels in (("label_offset", label_offset), ("label_margin", label_margin)):
+            if not isinstance(pixels, int) or pixels < 0:
+                raise KerassegError(f"{what}={pixels}: expected a whole number of pixels, 0 or more")
         # Keras' mean (over all pixels) and not its sum, because only of a mean does it know that replicas must share it.
         super().__init__(name=name, reduction="sum" if normalization == "sum" else "sum_over_batch_size", dtype="float32")
         self.normalization = normalization
         self.ignore_label = ignore_label
         self.class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
-        self.hard_pixel_share, self.label_offset = float(hard_pixel_share), label_offset
+        self.hard_pixel_share, self.label_offset, self.label_margin = float(hard_pixel_share), label_offset, label_margin
 
     @property
     def normalized(self) -> bool:
@@ -118,7 +127,7 @@ class _PixelLoss(keras.losses.Loss):
             return tf.ones((), tf.float32)
         label = tf.cast(tf.convert_to_tensor(label), tf.int32)
         if size is not None:
-            label = subsample_label(label, *size, self.label_offset)
+            label = subsample_label(label, *size, self.label_offset, self.label_margin)
         weights = self._class_weights(label, tf.not_equal(label, self.ignore_label))
         if self.hard_pixel_share < 1:
             return tf.cast(tf.reduce_sum(self._hard_count(weights > 0)), tf.float32)
@@ -139,6 +148,7 @@ class _PixelLoss(keras.losses.Loss):
             "class_weights": self.class_weights,
             "hard_pixel_share": self.hard_pixel_share,
             "label_offset": self.label_offset,
+            "label_margin": self.label_margin,
             "name": self.name,
         }
 
@@ -148,7 +158,7 @@ class _PixelLoss(keras.losses.Loss):
         num_classes = self._num_classes(logits)
         label = tf.cast(tf.convert_to_tensor(label), tf.int32)
         height, width = (logits.shape[axis] or tf.shape(logits)[axis] for axis in (1, 2))
-        label = subsample_label(label, height, width, self.label_offset)
+        label = subsample_label(label, height, width, self.label_offset, self.label_margin)
         ignored = tf.equal(label, self.ignore_label)
         inside = tf.logical_and(label >= 0, label < num_classes)
         valid = tf.logical_and(inside, tf.logical_not(ignored))
@@ -230,8 +240,9 @@ class SegmentationCrossEntropy(_PixelLoss):
         hard_pixel_share: Below 1: online hard example mining. Of each image's n valid pixels whose class weighs more than 0, only
             the ⌈share · n⌉ with the largest weighted loss count, of equal ones the first in reading order; `"valid"` then divides
             by their number, class weights or not, since it must be known from the labels alone.
-        label_offset: Rows and columns of the label cut off before it is subsampled; 1 for DeepLab v1's 4×4 net. See
-            `subsample_label`.
+        label_offset: Rows and columns of the label cut off at the top and left before it is subsampled; 1 for DeepLab v1's 4×4
+            net. See `subsample_label`.
+        label_margin: Likewise on all four sides; 186 for the Dilation networks without padding of their own.
         name: Keras' name of the loss.
     Raises:
         KerassegError: At construction for an unknown normalization or a bad weight; when called, if a label is neither a class
@@ -250,9 +261,10 @@ class SegmentationCrossEntropy(_PixelLoss):
         class_weights=None,
         hard_pixel_share=1.0,
         label_offset=0,
+        label_margin=0,
         name="segmentation_cross_entropy",
     ):
-        super().__init__(normalization, ignore_label, class_weights, hard_pixel_share, label_offset, name)
+        super().__init__(normalization, ignore_label, class_weights, hard_pixel_share, label_offset, label_margin, name)
 
     def _log_loss(self, label, logits):
         # Three quarters of the time of tf.nn.sparse_softmax_cross_entropy_with_logits on a CPU; not by tf.gather, whose gradient
@@ -273,6 +285,7 @@ class SegmentationSigmoidCrossEntropy(_PixelLoss):
             not part of the loss, and a background pixel is a negative of all other classes.
         hard_pixel_share: As in `SegmentationCrossEntropy`.
         label_offset: Likewise.
+        label_margin: Likewise.
         name: Keras' name of the loss.
     Raises:
         KerassegError: As `SegmentationCrossEntropy`.
@@ -288,9 +301,10 @@ class SegmentationSigmoidCrossEntropy(_PixelLoss):
         null_background=False,
         hard_pixel_share=1.0,
         label_offset=0,
+        label_margin=0,
         name="segmentation_sigmoid_cross_entropy",
     ):
-        super().__init__(normalization, ignore_label, class_weights, hard_pixel_share, label_offset, name)
+        super().__init__(normalization, ignore_label, class_weights, hard_pixel_share, label_offset, label_margin, name)
         self.null_background = null_background
 
     def get_config(self):

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from kerasseg.errors import KerassegError
+
 
 def bilinear_kernel(size: int) -> np.ndarray:
     """Computes the square kernel with which a strided transposed convolution interpolates bilinearly.
@@ -130,3 +132,73 @@ def _aligned_weights(size, new_size):
     position = tf.range(new_size, dtype="float64") * (last / tf.maximum(new_last, 1.0))
     distance = tf.abs(position[:, None] - tf.range(size, dtype="float64")[None])
     return tf.cast(tf.nn.relu(1.0 - distance), "float32")
+
+
+def _cells(x: tf.Tensor) -> list[tf.Tensor]:
+    """The upper left, upper right, lower left and lower right cells of all windows of 2×2."""
+    return [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+
+
+def max_pool_with_mask(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Takes the maxima of windows of 2×2 and notes where they stood.
+
+    It equals `tf.nn.max_pool_with_argmax`, ties included, and is made of operations that XLA compiles and TFLite has.
+
+    Args:
+        x: Shape `(B, H, W, C)`, H and W even.
+    Returns:
+        The maxima, shape `(B, H/2, W/2, C)`; and the mask, shape `(B, H/2, W/2, 4·C)`, boolean: for each channel of the first
+        C whether the first maximum of the window, row by row, is its upper left cell, then likewise upper right, lower left and
+        lower right. Exactly one of the four is true.
+    Raises:
+        KerassegError: If a side is known to be odd; one that shows only in a running graph ends it.
+    Reference:
+        Noh, Hong & Han 2015, §3.2 (switch variables); the pooling layer of HyeonwooNoh/caffe.
+    """
+    if any(side is not None and side % 2 for side in x.shape[1:3]):
+        raise KerassegError(f"received a map of {x.shape[1]}x{x.shape[2]} cells: windows of 2x2 need even sides; pad or crop it")
+    first, *others = _cells(tf.stop_gradient(x))
+    pooled, larger = first, []
+    for cell in others:
+        # Not ≥: of equal cells, the first one stays. Running, and not against the maximum, so that −0 and 0 are told apart too.
+        larger.append(cell > pooled)
+        pooled = tf.where(larger[-1], cell, pooled)
+    second, third, fourth = larger
+    positions = [~(second | third | fourth), second & ~(third | fourth), third & ~fourth, fourth]
+    mask = tf.concat(positions, axis=-1)
+    if None in x.shape[1:3]:
+        # Slices of odd sides differ by one, and where that is one against two, they would be spread out silently.
+        size = [side // 2 for side in spatial_shape(x)]
+        pooled, mask = (tf.reshape(y, [tf.shape(x)[0], *size, y.shape[-1]]) for y in (pooled, mask))
+
+    @tf.custom_gradient
+    def maxima(x):
+        # What TensorFlow derives goes through slices, whose gradients one thread writes.
+        return tf.identity(pooled), lambda upstream: max_unpool(upstream, mask)
+
+    return maxima(x), mask
+
+
+def max_unpool(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Puts every value back to where the maximum of its window stood, among zeros.
+
+    Args:
+        x: Shape `(B, h, w, C)`.
+        mask: From `max_pool_with_mask`, shape `(B, h, w, 4·C)`, boolean.
+    Returns:
+        Shape `(B, 2·h, 2·w, C)`, the type of x.
+    Reference:
+        Noh, Hong & Han 2015, §3.2 and Figure 3.
+    """
+
+    @tf.custom_gradient
+    def unpool(x):
+        spread = tf.where(mask, tf.concat([x] * 4, axis=-1), tf.zeros((), x.dtype))
+
+        def gradient(upstream):
+            here = tf.where(mask, tf.concat(_cells(upstream), axis=-1), tf.zeros((), x.dtype))
+            return tf.add_n(tf.split(here, 4, axis=-1))
+
+        return tf.nn.depth_to_space(spread, 2), gradient
+
+    return unpool(x)

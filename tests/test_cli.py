@@ -29,6 +29,9 @@ SCRIPTS = (
     "tools/check_xla.py",
     "tools/convert_weights.py",
     "tools/inspect_model.py",
+    "tools/store_features.py",
+    "tools/analyze.py",
+    "tools/recompute_batch_norm.py",
 )
 
 
@@ -76,7 +79,7 @@ def test_train_evaluate_predict_export_on_a_fresh_machine(tmp_path):
     assert {path.name for path in (directory / "report/val-first-2").iterdir()} == {"scores.json", "scores.txt", "pictures.png"}
 
 
-@pytest.mark.parametrize("inference", [(), ("--tta",), ("--scales", "0.5,1")])
+@pytest.mark.parametrize("inference", [(), ("--tta",), ("--scales", "0.5,1"), ("--windows", "30x32", "--flip")])
 def test_masks_score_what_evaluate_says(place, tmp_path, capsys, inference):
     assert run(evaluate, place / "eleven", "--report", tmp_path / "report", *inference) == 0
     assert run(predict, place / "eleven", place / "camvid/images/val", "--out", tmp_path / "out", *inference) == 0

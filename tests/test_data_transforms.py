@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kerasseg.data import ColorJitter, Compose, Flip, Jitter, LossSampling, PadTo, RandomCrop, RandomScale, Resize, compose, pad_to
-from kerasseg.data.transforms import static_size
+from kerasseg.data.transforms import ReflectionMargin, static_size
 from kerasseg.errors import KerassegError
 
 MEAN = (10.5, 20.25, 30.0)
@@ -274,3 +274,45 @@ def test_pad_to_gives_one_size_and_refuses_larger_images():
     assert (padded[outside] == np.float32(MEAN)).all() and (ignored[outside] == 255).all()
     with pytest.raises(KerassegError, match="an image of 7x9 pixels does not fit into pad_size 8x8: make it as large"):
         PadTo((8, 8))(image, label, rng())
+
+
+def reflected(place, size):
+    """OpenCV's BORDER_REFLECT_101: dcb|abcd|cba."""
+    while size > 1 and not 0 <= place < size:
+        place = -place if place < 0 else 2 * (size - 1) - place
+    return place if size > 1 else 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(("size", "margin"), [((40, 60), 7), ((5, 9), 20), ((3, 1), 2), ((6, 7), 0)])
+def test_reflection_margin_place_by_place(size, margin, dtype):
+    image, label = (part[: size[0], : size[1]] for part in blocks(*size, side=2))
+    image, kept = image.astype(dtype), label.copy()
+    out, around = ReflectionMargin(margin)(image, label, rng())
+    assert out.dtype == dtype and around.dtype == np.int32 and np.array_equal(label, kept)
+    assert out.shape == (*around.shape, 3) == (size[0] + 2 * margin, size[1] + 2 * margin, 3)
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            y, x = row - margin, column - margin
+            assert np.array_equal(out[row, column], image[reflected(y, size[0]), reflected(x, size[1])])
+            inside = 0 <= y < size[0] and 0 <= x < size[1]
+            assert around[row, column] == (label[y, x] if inside else 255)
+
+
+def test_reflection_margin_worked_by_hand():
+    image = np.array([[[1] * 3, [2] * 3, [3] * 3]], np.uint8)
+    out, label = ReflectionMargin(2)(image, np.array([[4, 5, 6]], np.int32), rng())
+    assert out[..., 0].tolist() == [[3, 2, 1, 2, 3, 2, 1]] * 5
+    assert label.tolist() == [[255] * 7] * 2 + [[255, 255, 4, 5, 6, 255, 255]] + [[255] * 7] * 2
+    assert static_size([RandomCrop((5, 5)), ReflectionMargin(2)]) is None
+    assert static_size([ReflectionMargin(2), RandomCrop((5, 5))]) == (5, 5)
+    for pixels in (-1, 1.5):
+        with pytest.raises(KerassegError, match=f"ReflectionMargin received pixels={pixels}: expected 0 or more"):
+            ReflectionMargin(pixels)
+
+
+def test_pad_to_takes_maps_of_any_number_of_channels():
+    features = np.arange(2 * 3 * 5, dtype=np.float32).reshape(2, 3, 5)
+    padded, label = pad_to(features, np.zeros((2, 3), np.int32), (4, 4), (0.0,) * 5)
+    assert padded.shape == (4, 4, 5) and padded.sum() == features.sum() and np.array_equal(padded[:2, :3], features)
+    assert (label == 255).sum() == 10

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
+from inference_helpers import LABELS, Data, make_model, photograph, resized, shrunk, softmax
 
 from kerasseg import KerassegError
 from kerasseg.evaluation import (
@@ -18,83 +19,12 @@ from kerasseg.evaluation import (
     overlay,
     predict,
     probabilities,
+    running,
     side_by_side,
     write_report,
 )
-from kerasseg.evaluation import inference as inference_module
 from kerasseg.labels import IGNORE, IGNORE_COLOR, LabelTable
 from kerasseg.metrics import SCORES, confusion_matrix, scores
-
-LABELS = LabelTable("three", ("ground", "cat", "dog"), ((0, 0, 0), (200, 40, 40), (40, 80, 200)))
-
-
-@dataclasses.dataclass
-class Example:
-    image: np.ndarray
-    label: np.ndarray | None
-    id: str
-
-
-class Data:
-    """A data set of noise; no two images of one size."""
-
-    labels = LABELS
-
-    def __init__(self, count=3, seed=0):
-        generator = np.random.default_rng(seed)
-        self.examples = []
-        for index in range(count):
-            size = (6 + index, 9 - index)
-            label = generator.integers(0, 3, size).astype(np.int32)
-            label[generator.random(size) < 0.2] = IGNORE
-            image = generator.integers(0, 256, (*size, 3), np.uint8)
-            self.examples.append(Example(image, label, f"image-{index}"))
-
-    def __len__(self):
-        return len(self.examples)
-
-    def __getitem__(self, index):
-        return self.examples[index]
-
-
-def make_model(num_classes=3, dtype="float32", size=(None, None)):
-    """A network that is neither the same left and right nor at each pixel alone."""
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((*size, 3), dtype=dtype)
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    return keras.Model(inputs, keras.layers.Conv2D(num_classes, 3, padding="same")(x))
-
-
-def photograph(height=11, width=14, seed=5):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def resized(array, height, width):
-    """Bilinear with half-pixel centres and no antialiasing, one output pixel at a time, in float64."""
-    array = array.astype(np.float64)
-    rows, columns = array.shape[:2]
-    out = np.empty((height, width, array.shape[2]))
-    for y, x in np.ndindex(height, width):
-        v, u = (y + 0.5) * rows / height - 0.5, (x + 0.5) * columns / width - 0.5
-        top, left = int(np.floor(v)), int(np.floor(u))
-        pick = {(a, b): array[min(max(top + a, 0), rows - 1), min(max(left + b, 0), columns - 1)] for a in (0, 1) for b in (0, 1)}
-        dv, du = v - top, u - left
-        upper, lower = (pick[a, 0] * (1 - du) + pick[a, 1] * du for a in (0, 1))
-        out[y, x] = upper * (1 - dv) + lower * dv
-    return out
-
-
-def softmax(logits):
-    exponentials = np.exp(logits)
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def shrunk(image, height, width):
-    """As the training transforms resize: PIL's bilinear filter, which widens where it shrinks."""
-    if (height, width) == image.shape[:2]:
-        return image
-    channels = [PIL.Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
-    return np.stack([np.asarray(c.resize((width, height), PIL.Image.Resampling.BILINEAR)) for c in channels], -1)
 
 
 def expected_probabilities(model, image, scales, flip):
@@ -156,16 +86,17 @@ def test_a_network_of_uint8_gets_rounded_pixels():
 
 def test_many_sizes_trace_once_and_models_are_let_go():
     model = make_model()
+    predict(model, photograph())
+    runner = running._RUNNERS[model]
     for width in range(8, 14):
         predict(model, photograph(width=width), scales=(0.5, 1.0), flip=True)
-    runner = inference_module._RUNNERS[model]
-    assert runner.experimental_get_tracing_count() == 1
-    gone, held = weakref.ref(model), len(inference_module._RUNNERS)
+    assert running._RUNNERS[model] is runner and runner.experimental_get_tracing_count() == 1
+    gone, held = weakref.ref(model), len(running._RUNNERS)
     del model, runner
     keras.utils.clear_session()
     gc.collect()
     assert gone() is None
-    assert len(inference_module._RUNNERS) < held
+    assert len(running._RUNNERS) < held
 
 
 def test_images_come_as_array_picture_or_path(tmp_path):

@@ -40,9 +40,13 @@ CASES = [
     (layers.ScaledAdd, {"scale": 0.25, "name": "scaled_add"}, [(2, 3, 4, 5), (2, 3, 4, 5)]),
     (layers.ChannelScale, {"value": 0.25, "name": "scale"}, [(2, 3, 4, 5)]),
     (layers.Preprocessing, {"order": (2, 0), "mean": (3.0, 4.0), "scale": (0.5, 2.0), "name": "preprocessing"}, [(2, 3, 4, 3)]),
+    (layers.ReflectionPadding2D, {"margin": 7, "name": "reflection"}, [(2, 3, 9, 4)]),
     (layers.MinimumSize, {"minimum": 5, "name": "minimum_size"}, [(2, 5, 6, 3)]),
+    (layers.MinimumSize, {"minimum": 4, "divisor": 2, "name": "multiples"}, [(2, 4, 6, 3)]),
+    (layers.MaxUnpooling2D, {"name": "unpool"}, [(2, 3, 4, 5), (2, 3, 4, 20)]),
     (layers.Normalization, {"axis": (-1,), "name": "standardization"}, [(2, 3, 4, 5)]),
-    (layers.PadToGrid, {"stride": 8, "slack": 2, "name": "pad_to_grid"}, [(2, 9, 6, 3)]),
+    (layers.PadToGrid, {"stride": 8, "slack": 2, "remainder": 3, "name": "pad_to_grid"}, [(2, 9, 6, 3)]),
+    (layers.FitLike, {"name": "fit_like"}, [(2, 9, 6, 3), (2, 7, 8, 1)]),
     (layers.AlignedResize, {"zoom": 3, "shrink": 2, "name": "interp"}, [(2, 9, 8, 3)]),
     (layers.AlignedResizeLike, {"name": "resize_like"}, [(2, 3, 4, 5), (2, 9, 6, 1)]),
     (layers.BilinearUpsampling, {"kernel_size": 4, "strides": 2, "name": "up2"}, [(2, 3, 4, 5)]),
@@ -64,7 +68,8 @@ def inputs_of(shapes):
 
 def test_every_layer_is_checked():
     kinds = {value for value in vars(kerasseg.layers).values() if isinstance(value, type) and issubclass(value, keras.layers.Layer)}
-    assert kinds == {case[0] for case in CASES}
+    # Two outputs, one of them boolean: tests/test_unpooling.py.
+    assert kinds == {case[0] for case in CASES} | {layers.MaxPoolingWithMask2D}
 
 
 @every_layer
@@ -251,6 +256,10 @@ PIXEL = {
     "hha": (67.569, 5.924, -68.477),
     "nyud": (-66.190, 2.797, 107.682),
     "nyud_rgbd": (-66.190, 2.797, 107.682, 0.156),
+    "dilation_voc": (-52.93, -11.36, 83.48),
+    "dilation_camvid": (-60.70313, -8.77809, 94.58787),
+    "dilation_kitti": (-46.1943, 4.44863, 108.65308),
+    "dilation_cityscapes": (-22.39, 17.09, 126.84),
 }
 
 

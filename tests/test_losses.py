@@ -169,13 +169,13 @@ def test_another_ignore_label_may_be_a_class_number():
 
 
 def test_config_round_trip_keeps_every_argument():
-    loss = SegmentationSigmoidCrossEntropy("sum", 7, (1.0, 2.0), True, 0.5, 1, name="mine")
+    loss = SegmentationSigmoidCrossEntropy("sum", 7, (1.0, 2.0), True, 0.5, 1, 3, name="mine")
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(again) is SegmentationSigmoidCrossEntropy
     assert again.get_config() == loss.get_config()
     assert (again.normalization, again.ignore_label, again.class_weights) == ("sum", 7, (1.0, 2.0))
     assert again.null_background and again.name == "mine" and again.reduction == "sum"
-    assert (again.hard_pixel_share, again.label_offset) == (0.5, 1)
+    assert (again.hard_pixel_share, again.label_offset, again.label_margin) == (0.5, 1, 3)
     plain = keras.losses.deserialize(keras.losses.serialize(SegmentationCrossEntropy()))
     assert plain.normalized and plain.class_weights is None
 
@@ -190,8 +190,9 @@ def test_constructor_and_shape_errors():
         with pytest.raises(KerassegError, match="hard_pixel_share=.*: expected 0.000001 to 1"):
             SegmentationCrossEntropy(hard_pixel_share=share)
     for offset in (-1, 0.5):
-        with pytest.raises(KerassegError, match="label_offset=.*: expected a whole number of pixels, 0 or more"):
-            SegmentationCrossEntropy(label_offset=offset)
+        for name in ("label_offset", "label_margin"):
+            with pytest.raises(KerassegError, match=f"{name}=.*: expected a whole number of pixels, 0 or more"):
+                SegmentationCrossEntropy(**{name: offset})
     with pytest.raises(KerassegError, match="2 class_weights for 3 classes"):
         SegmentationCrossEntropy(class_weights=(1, 1))(label, logits)
     with pytest.raises(KerassegError, match=r"label has shape \(2, 4, 5, 1\): expected \(B, H, W\)"):

@@ -33,7 +33,11 @@ def refused(action, *parts):
 
 def test_a_size_that_is_known_is_refused_where_it_is_known(model):
     small = np.zeros((1, 16, 31, 3), "float32")
-    refused(lambda: model(small), "received images of 16x31 pixels: ", "use larger ones, or a backbone such as resnet101")
+    refused(
+        lambda: model(small),
+        "received images of 16x31 pixels: ",
+        "use larger ones, or another network or backbone (resnet101 takes any)",
+    )
     refused(lambda: model.predict(small, verbose=0), "16x31")
     refused(lambda: model.compute_output_shape((1, 40, 31, 3)), "40x31")
     refused(lambda: build(input_shape=(16, 31, 3)), "16x31")
@@ -60,6 +64,33 @@ def test_a_size_that_shows_in_a_running_graph_is_refused_before_anything_runs(mo
     assert ran == []
     traced(tf.zeros((1, 5, 5, 3)))
     assert len(ran) == 1
+
+
+def test_sizes_that_are_no_multiples_are_refused_too():
+    watch = MinimumSize(64, divisor=32)
+    expected = "expected height and width of at least 64, multiples of 32"
+    for size, fitting in (((64, 95), "64x96"), ((63, 64), "64x64"), ((130, 128), "160x128"), ((32, 256), "64x256")):
+        with pytest.raises(KerassegError) as error:
+            watch(tf.zeros((1, *size, 3)))
+        message = f"received images of {size[0]}x{size[1]} pixels: {expected}; resize, pad or crop them, e.g. to {fitting}"
+        assert str(error.value) == message
+    with pytest.raises(KerassegError, match="of [?]x70 pixels: .* e.g. to 64x96"):
+        watch(keras.Input((None, 70, 3)))
+    traced = tf.function(watch, [tf.TensorSpec((None, None, None, 3))])
+    for size in ((64, 96), (128, 64)):
+        assert traced(tf.zeros((2, *size, 3))).shape == (2, *size, 3)
+        assert watch(tf.zeros((2, *size, 3))).shape == (2, *size, 3)
+    for size in ((64, 95), (97, 64), (32, 64), (64, 32)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=expected):
+            traced(tf.zeros((2, *size, 3)))
+
+
+def test_files_without_a_divisor_open():
+    config = MinimumSize(7, name="old").get_config()
+    assert config.pop("divisor") == 1
+    old = MinimumSize.from_config(config)
+    assert (old.minimum, old.divisor) == (7, 1)
+    assert old(tf.zeros((1, 7, 9, 3))).shape == (1, 7, 9, 3)
 
 
 def operations(model, size):

@@ -94,6 +94,18 @@ def test_a_small_epsilon_is_not_raised():
         assert_close(ours(x, training=training), expected, 1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "xla"])
+def test_a_tiny_epsilon_bears_a_deviation_that_is_nearly_none(compiled):
+    ours, keras_own = twins(epsilon=1e-9)
+    # E[x²] − E[x]², which XLA's own kernel takes for the variance, is below zero here.
+    x = tf.constant(image(4, 6, 5, 4) * 1e-4 + 3)
+    received = tf.function(lambda x: step(ours, x), jit_compile=compiled, autograph=False)(x)
+    expected = step(keras_own, tf.cast(x, "float64"))
+    for mine, theirs in zip(received, expected, strict=True):
+        assert_close(mine, theirs, 0.02)
+    assert_same(ours.get_weights(), keras_own.get_weights(), 1e-5)
+
+
 def test_one_cell_is_normalised_to_beta():
     ours, keras_own = twins()
     x = tf.constant(image(1, 1, 1, 4))

@@ -7,8 +7,8 @@ from cli_helpers import TOY, run, toy_offered, write_camvid
 
 from kerasseg import KerassegError
 from kerasseg.cli import check_xla, evaluate, train
-from kerasseg.cli.options import check_names, resolve_recipe, with_options
-from kerasseg.recipes import Recipe, Stage
+from kerasseg.cli.options import check_names, fitted_arguments, resolve_recipe, with_options
+from kerasseg.recipes import RECIPES, Recipe, Stage
 
 STAGED = Recipe(
     name="staged",
@@ -71,6 +71,45 @@ def test_one_device_has_no_replicas_left(options):
     assert resolved(*options, "--strategy", "one").final().replicas is None
     assert resolved(*options, "--strategy", "one", "--replicas", "3").final().replicas == 3
     assert resolved(*options, "--strategy", "mirrored").final().replicas == 2
+
+
+GIVEN = (
+    "--crop-size 600x600 --flip --margin 10 --label-margin 10 --label-offset 1 --training-arguments upsample_logits=true "
+    "--random-scale 0.5,2 --random-scale-step 0.25 --color-jitter 0.5 --jitter 3 --resize 9x9 --examples objects --boxes b.json"
+)
+
+
+def test_what_photographs_go_through_is_not_for_stored_features():
+    options = [*GIVEN.split(), "--momentum", "0.5", "--arguments", "dropout_rate=0.1"]
+    before, recipe = RECIPES["dilation8_camvid"], resolved("--recipe", "dilation8_camvid", *options)
+    for name in (option[2:].replace("-", "_") for option in GIVEN.split() if option.startswith("--")):
+        assert getattr(recipe.stage("context"), name) == getattr(before.stage("context"), name)
+        for stage in ("frontend", "joint"):
+            # They mirror already.
+            assert name == "flip" or getattr(recipe.stage(stage), name) != getattr(before.stage(stage), name)
+    assert (recipe.stage("context").momentum, recipe.stage("context").arguments["dropout_rate"]) == (0.5, 0.1)
+    named = resolved("--recipe", "dilation8_camvid", "--stage", "context", "--crop-size", "66x66", "--flip")
+    assert (named.stage("context").crop_size, named.stage("context").flip) == ((66, 66), True)
+    assert named.stage("frontend") == before.stage("frontend")
+
+
+def fitted(*arguments):
+    options = train.parser().parse_args(list(arguments))
+    return fitted_arguments(resolve_recipe(options), options)
+
+
+def test_an_argument_is_for_the_stages_whose_network_takes_it(tmp_path, capsys):
+    before, recipe = RECIPES["dilation8_camvid"], fitted("--recipe", "dilation8_camvid", "--arguments", "context=large")
+    assert recipe.stage("frontend").arguments == before.stage("frontend").arguments
+    assert recipe.stage("context").arguments == {**before.stage("context").arguments, "context": "large"}
+    assert recipe.stage("joint").arguments == {**before.stage("joint").arguments, "context": "large"}
+    # A stage that has no arguments of its own has those of the recipe.
+    recipe = fitted("--recipe", "dilation8_camvid", "--training-arguments", "margin=none", "context=basic")
+    assert "context" not in recipe.stage("frontend").training_arguments and "margin" in recipe.stage("frontend").training_arguments
+    assert recipe.stage("joint").training_arguments["context"] == "basic"
+    assert run(train, "--recipe", "dilation8_camvid", "--arguments", "contxt=large", "--run-dir", tmp_path / "run") == 2
+    message = "no network of recipe dilation8_camvid (dilation_frontend, dilation8) has an argument 'contxt': omit it or correct it"
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 # Numbers

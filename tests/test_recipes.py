@@ -10,8 +10,9 @@ import pytest
 from cli_helpers import write_camvid
 
 from kerasseg import KerassegError
+from kerasseg.cli.options import check_names
 from kerasseg.data import DATA_SETS, open_data
-from kerasseg.data.transforms import Flip, Jitter, LossSampling, RandomCrop, RandomScale, Resize
+from kerasseg.data.transforms import Flip, Jitter, LossSampling, PadTo, RandomCrop, RandomScale, ReflectionMargin, Resize
 from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
 from kerasseg.recipes import RECIPES, Recipe
@@ -23,6 +24,7 @@ from kerasseg.recipes.building import (
     padding_color,
     recipe_transforms,
 )
+from kerasseg.training.feature_stages import check_feature_fields
 
 NAMES = list(RECIPES)
 
@@ -274,3 +276,25 @@ def test_fields_of_the_wrong_type_are_named():
     for field, value in (("iterations", "many"), ("flip", 1), ("crop_size", 3), ("learning_rate", None), ("arguments", [1])):
         with pytest.raises(KerassegError, match=f"recipe field '{field}' is "):
             Recipe.from_json({"name": "x", field: value})
+
+
+def test_a_resize_comes_first_and_the_margin_before_the_crop():
+    """DeconvNet's 250×250 before its crop of 224; Dilation's crops are cut from images that carry their margin."""
+    resized = RECIPES["shapes"].override(resize=(250, 250), image_scale=0.5, crop_size=(224, 224), flip=False)
+    assert recipe_transforms(resized, (1, 2, 3)) == (Resize(size=(250, 250)), Resize(0.5), RandomCrop((224, 224), (1, 2, 3)))
+    image, label = np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), np.int32)
+    out, small = recipe_transforms(resized, (1, 2, 3))[0](image, label, None)
+    assert out.shape == (250, 250, 3) and small.shape == (250, 250) and (small == 1).all()
+    margin = RECIPES["shapes"].override(random_scale=(0.5, 2.0), margin=186, pad_size=(900, 900), crop_size=(500, 500), flip=True)
+    kinds = [type(transform) for transform in recipe_transforms(margin, (1, 2, 3))]
+    assert kinds == [RandomScale, ReflectionMargin, PadTo, RandomCrop, Flip]
+    assert recipe_transforms(margin, (1, 2, 3))[1] == ReflectionMargin(186)
+    restored = Recipe.from_json(json.loads(json.dumps(resized.override(label_margin=186).to_json())))
+    assert restored.resize == (250, 250) and restored.label_margin == 186
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if any(run.features for run in runs_of(RECIPES[name]))])
+def test_a_stage_on_features_has_nothing_that_is_for_photographs(name):
+    check_names(RECIPES[name])
+    for recipe in runs_of(RECIPES[name]):
+        check_feature_fields(recipe)

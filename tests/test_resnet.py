@@ -365,11 +365,14 @@ def test_numbers_may_be_numpys():
     assert all(type(rate) is int for layer in convolutions(model) for rate in layer.dilation_rate)
 
 
-@pytest.mark.parametrize("name", [f"resnet{depth}{form}" for depth in UNITS for form in ("", "_beta", "_caffe", "_torchvision")])
+@pytest.mark.parametrize(
+    "name", [f"resnet{depth}{form}" for depth in UNITS for form in ("", "_beta", "_caffe", "_msra", "_torchvision")]
+)
 def test_backbones_are_listed(name):
     backbone = BACKBONES[name]
     depth, _, form = name.removeprefix("resnet").partition("_")
-    built = {"form": form if form in FORMS else "slim", "root": "beta" if form == "beta" else "plain"}
+    built = {"form": form if form in (*FORMS, "msra") else "slim", "root": "beta" if form == "beta" else "plain"}
     assert backbone.build.func is resnet and backbone.build.keywords == {"depth": int(depth), **built}
-    expected = {"": {"mean": (123.15, 115.90, 103.06)}, "beta": "tf", "caffe": "caffe", "torchvision": "torch"}[form]
-    assert backbone.preprocessing == expected and backbone.supports_multi_grid
+    msra = {"caffe": "caffe", "msra": "caffe"}
+    expected = {"": {"mean": (123.15, 115.90, 103.06)}, "beta": "tf", "torchvision": "torch", **msra}
+    assert backbone.preprocessing == expected[form] and backbone.supports_multi_grid

@@ -77,6 +77,6 @@ def test_weights_that_do_not_fit_are_one_line(monkeypatch):
         with pytest.raises(KerassegError, match=message) as error:
             load_resnet_imagenet(model)
         assert "\n" not in str(error.value)
-    forms = [f"resnet{depth}{form}" for depth in (50, 101, 152) for form in ("", "_beta", "_caffe", "_torchvision")]
+    forms = [f"resnet{depth}{form}" for depth in (50, 101, 152) for form in ("", "_beta", "_caffe", "_msra", "_torchvision")]
     published = {name for name in forms if BACKBONES[name].load_imagenet}
-    assert published == {f"resnet{depth}{form}" for depth in (50, 101, 152) for form in ("", "_caffe")}
+    assert published == {f"resnet{depth}{form}" for depth in (50, 101, 152) for form in ("", "_caffe", "_msra")}

@@ -2,7 +2,7 @@
 
 from kerasseg.tables import LazyTable
 
-_FORMS = ("", "_beta", "_caffe", "_torchvision")
+_FORMS = ("", "_beta", "_caffe", "_msra", "_torchvision")
 
 # Of keras.applications; `resnet50` without a prefix is our own.
 _APPLICATIONS = (
@@ -20,6 +20,7 @@ BACKBONES = LazyTable(
         for depth in (50, 101, 152)
         for form in _FORMS
     }
+    | {"resnet50_gcn": "kerasseg.backbones.resnet:RESNET50_GCN"}
     | {name: f"kerasseg.backbones.applications:{name.upper()}" for name in _APPLICATIONS},
 )
 """Trunks of the networks that offer a choice, by their `--backbone` names; each a `kerasseg.backbones.table.Backbone`."""

@@ -33,6 +33,7 @@ def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, st
     def mark(builder):
         @functools.wraps(builder)
         def checked(*args, **arguments):
+            _check_classes(builder, args[0] if args else arguments.get("num_classes", 1))
             size = tuple(arguments.get("input_shape") or ())[:2]
             for side in filter(None, size):
                 if side < minimum_size or side % divisor:
@@ -57,6 +58,15 @@ def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, st
         return checked
 
     return mark
+
+
+def _check_classes(builder: Callable, num_classes) -> None:
+    """Refuses what is no number of classes, and several heads for a network that has one."""
+    heads = isinstance(num_classes, Mapping) and inspect.signature(builder).parameters["num_classes"].annotation is not int
+    if heads and num_classes and all(_is_whole(count) and count > 0 for count in num_classes.values()):
+        return
+    if not _is_whole(num_classes) or num_classes < 1:
+        raise KerassegError(f"{builder.__name__} received num_classes={num_classes!r}: expected a whole number from 1, such as 21")
 
 
 def first_line(error: Exception) -> str:
@@ -172,15 +182,17 @@ def preprocess(x, spec, name: str = "preprocessing"):
     return layer(x)
 
 
-def conv(x, filters: int, kernel_size: int, name: str, *, padding: str | int = "same", **arguments):
+def conv(
+    x, filters: int, kernel_size: int | tuple[int, int], name: str, *, padding: str | int | tuple[int, int] = "same", **arguments
+):
     """Applies a convolution with ReLU, initialised for ReLU.
 
     Args:
         x: Shape `(B, H, W, C)`.
         filters: Output channels.
-        kernel_size: Side of the kernel.
+        kernel_size: Side of the kernel, or its height and width.
         name: The authors' layer name; the ReLU is part of the layer, as Caffe's in-place ReLU is of the blob.
-        padding: `"same"`, `"valid"`, or a number of zeros on each side.
+        padding: `"same"`, `"valid"`, or a number of zeros on each side, or of those above and below and of those left and right.
         **arguments: Further arguments of `kerasseg.layers.Conv2D`.
     """
     if not isinstance(padding, str):

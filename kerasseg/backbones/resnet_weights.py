@@ -24,7 +24,7 @@ def load_resnet_imagenet(model: keras.Model, classifier: keras.Model | None = No
     mean and variance, so that the function stays exactly the same. Blocks behind block4 keep their first weights.
 
     Args:
-        model: A network at width 1 on the form `"caffe"` or `"slim"` with the plain root.
+        model: A network at width 1 on the form `"caffe"`, `"msra"` or `"slim"` with the plain root.
         classifier: `keras.applications.ResNet50`, 101 or 152; `None` downloads the ImageNet one.
     Raises:
         KerassegError: If Keras publishes no such weights, the download fails, or the network has another width or
@@ -32,9 +32,10 @@ def load_resnet_imagenet(model: keras.Model, classifier: keras.Model | None = No
     """
     names = [layer.name for layer in model.layers]
     form = next((form for first, form in _FORMS.items() if first in names), None)
-    if form is None or "conv1" not in names:
+    depth = _DEPTHS.get(sum(_BLOCK4.fullmatch(name) is not None for name in names))
+    if form is None or depth is None or "conv1" not in names:
         raise KerassegError(
-            f"weights='imagenet': Keras publishes none for {model.name} with a torchvision or beta ResNet; "
+            f"weights='imagenet': Keras publishes none for {model.name} with a torchvision or beta ResNet, or a ResNet50-GCN; "
             "pass weights=None, a file's path, or a backbone such as 'resnet101' or 'resnet101_caffe'"
         )
     conv1 = model.get_layer("conv1")
@@ -44,7 +45,6 @@ def load_resnet_imagenet(model: keras.Model, classifier: keras.Model | None = No
             f"{tuple(conv1.kernel.shape)} instead of (7, 7, 3, 64)"
         )
     order = _colour_order(model, form)
-    depth = _DEPTHS[sum(_BLOCK4.fullmatch(name) is not None for name in names)]
     classifier = classifier or download(getattr(keras.applications, f"ResNet{depth}"), include_top=False)
     for block, unit, part, layer, norm in _layers(model, depth, form):
         prefix = "conv1" if block == 0 else f"conv{block + 1}_block{unit}_{part}"

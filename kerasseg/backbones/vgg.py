@@ -36,12 +36,14 @@ ATROUS_POOLS = {
 }
 
 
-def _convolutions(x, block: int, width_multiplier: float, *, suffix: str = "", dilation_rate: int = 1, first=None):
+def _convolutions(
+    x, block: int, width_multiplier: float, *, suffix: str = "", dilation_rate: int = 1, padding: str = "same", first=None
+):
     """Applies one block's convolutions; `first` is name and padding of the first one, where they are not as the others'."""
     count, width = _BLOCKS[block - 1]
     for index in range(1, count + 1):
-        name, padding = first if first and index == 1 else (f"conv{block}_{index}", "same")
-        x = conv(x, scaled_width(width, width_multiplier), 3, name + suffix, padding=padding, dilation_rate=dilation_rate)
+        name, border = first if first and index == 1 else (f"conv{block}_{index}", padding)
+        x = conv(x, scaled_width(width, width_multiplier), 3, name + suffix, padding=border, dilation_rate=dilation_rate)
     return x
 
 
@@ -107,6 +109,32 @@ def vgg16_atrous(x, *, pools: str = "3x3", width_multiplier: float = 1.0) -> dic
         x = _convolutions(x, block, width_multiplier, dilation_rate=2 if block == 5 else 1)
         x = levels[f"pool{block}"] = CeilMaxPooling2D(*window, name=f"pool{block}")(x)
     return levels
+
+
+def vgg16_valid(x, *, width_multiplier: float = 1.0, dropout_rate: float = 0.5):
+    """Builds the trunk of the Dilation networks: VGG16 to fc7, at stride 8, without pool4, pool5 and any padding.
+
+    What comes behind a pool that is gone has twice its holes: the same weights see the same distances in the image. 186 pixels on
+    each side are eaten: n pixels give ⌈(n − 372) / 8⌉ cells, and cell i lies in the middle of pixels 186 + 8i … 186 + 8i + 7.
+
+    Args:
+        x: Preprocessed image with its margin, shape `(B, H, W, 3)`, from 373 pixels.
+        width_multiplier: Scales every width, fc6 and fc7 included.
+        dropout_rate: Share of fc6's and fc7's outputs dropped in training.
+    Returns:
+        fc7 behind its dropout, shape `(B, h, w, 4096)`.
+    Reference:
+        Yu & Koltun 2016, arXiv:1511.07122, §4; fyu/dilation, network.py.
+    """
+    for block in range(1, 6):
+        x = _convolutions(x, block, width_multiplier, dilation_rate=2 if block == 5 else 1, padding="valid")
+        if block < 4:
+            x = CeilMaxPooling2D(2, 2, name=f"pool{block}")(x)
+    width = scaled_width(4096, width_multiplier)
+    for name, kernel_size, rate in (("fc6", 7, 4), ("fc7", 1, 1)):
+        x = conv(x, width, kernel_size, name, padding="valid", dilation_rate=rate)
+        x = Dropout(dropout_rate, name=name.replace("fc", "drop"))(x)
+    return x
 
 
 def fully_connected_atrous(x, fc6: Fc6, *, width_multiplier: float = 1.0, dropout_rate: float = 0.5, suffix: str = ""):

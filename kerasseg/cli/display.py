@@ -22,6 +22,8 @@ class Display:
         # Of the workers of a cluster, one alone reports how the training goes.
         self.reported = False
         self._title, self._progress, self._images_per_step = "step", None, 1
+        # What is prepared while the bar is of that, and not of steps.
+        self._preparing = None
         # Since the process began, over all stages; the first step of each also compiles and says nothing of the speed.
         self._steps, self._seconds, self._warm_images, self._warm_seconds = 0, 0.0, 0, 0.0
         self._since, self._warm = 0.0, False
@@ -34,8 +36,8 @@ class Display:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Shows one report."""
-        if "searched" in record:
-            self._show_search(record)
+        if "searched" in record or "stored" in record:
+            self._show_preparation(record)
             return
         self.reported = True
         if "step" in record:
@@ -80,6 +82,7 @@ class Display:
         if self._progress:
             self._progress.__exit__(None, None, None)
             self._progress = None
+        self._preparing = None
 
     def _show_step(self, record) -> None:
         passed = time.monotonic() - self._since
@@ -92,12 +95,17 @@ class Display:
             note += f", validation mean IoU {100 * record['mean_iou']:.2f} %"
         self._progress.update(record["step"], note, always="mean_iou" in record)
 
-    def _show_search(self, record) -> None:
-        if self._progress is None:
-            self._progress = Progress("searching labels", record["of"], unit="images")
+    def _show_preparation(self, record) -> None:
+        """What goes before the first step and goes through all images."""
+        title = f"storing features of {record['split']}" if "stored" in record else "searching labels"
+        done = record["stored"] if "stored" in record else record["searched"]
+        if self._preparing != title:
+            self._close()
+            self._preparing = title
+            self._progress = Progress(title, record["of"], unit="images")
             self._progress.__enter__()
-        self._progress.update(record["searched"])
-        if record["searched"] == record["of"]:
+        self._progress.update(done)
+        if done == record["of"]:
             self._close()
 
     @staticmethod

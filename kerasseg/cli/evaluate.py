@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kerasseg.cli.inference import add_inference_options, check_inference_options, chosen_inference, inference_name
 from kerasseg.cli.opening import Opened, open_run_or_model
-from kerasseg.cli.options import parse_range
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
 from kerasseg.errors import KerassegError
@@ -20,27 +20,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
     made.add_argument("--split", default=None, help="part of the data set (default: the run's validation split, or val)")
     add_inference_options(made)
+    made.add_argument(
+        "--boundary",
+        type=float,
+        default=None,
+        metavar="PIXELS",
+        help="score pixels so close to a boundary, and the others, apart; GCN: 7",
+    )
     made.add_argument("--limit", type=int, default=None, help="only the first so many images")
     made.add_argument("--pictures", type=int, default=6, help="images in the picture of image, truth and prediction")
     made.add_argument("--report", default=None, help="folder for scores and pictures (default: report/SPLIT in the run)")
     return made
-
-
-def add_inference_options(made: argparse.ArgumentParser) -> None:
-    """Adds the options that say how a network is run on an image."""
-    made.add_argument("--tta", action="store_true", help="test-time augmentation: three scales, each also mirrored")
-    made.add_argument("--scales", type=parse_range, default=None, help="factors of the image size (default: the run's, or 1)")
-    made.add_argument("--flip", action="store_true", help="average with the mirrored image")
-    made.add_argument("--output-stride", type=int, default=None, help="image pixels per feature pixel (default: the run's)")
-
-
-def chosen_inference(opened: Opened, options):
-    """Makes the inference that the options describe, on top of the scale that the run trained at."""
-    from kerasseg.evaluation import Inference
-
-    scales = options.scales or ((opened.recipe.image_scale,) if opened.recipe else (1.0,))
-    inference = Inference(scales=scales, flip=options.flip)
-    return inference.with_tta() if options.tta else inference
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -50,6 +40,7 @@ def run(arguments: Sequence[str]) -> None:
         KerassegError: If they cannot be followed.
     """
     options = parser().parse_args(arguments)
+    check_inference_options(options)
     opened = open_run_or_model(options.model, options.output_stride)
     data, split = _open_data(opened, options)
     inference = chosen_inference(opened, options)
@@ -57,12 +48,21 @@ def run(arguments: Sequence[str]) -> None:
 
     total = min(len(data), options.limit or len(data))
     with Progress(f"evaluating {split}", total, unit="images") as progress:
-        evaluation = evaluate(opened.model, data, inference, progress=lambda done, _: progress.update(done), limit=options.limit)
+        evaluation = evaluate(
+            opened.model,
+            data,
+            inference,
+            progress=lambda done, _: progress.update(done),
+            limit=options.limit,
+            boundary=options.boundary,
+        )
     print(evaluation.table())
-    print(f"scales {', '.join(f'{scale:g}' for scale in inference.scales)}{', mirrored too' if inference.flip else ''}")
+    print(inference)
     directory = Path(options.report) if options.report else _report_path(opened, split, options)
-    shown = [data[i] for i in _spread(total, options.pictures)]
-    pictures = [(example, predict(opened.model, example.image, scales=inference.scales, flip=inference.flip)) for example in shown]
+    # Maps of a network, which stored features are, make no pictures.
+    shown = [data[i] for i in _spread(total, options.pictures if data.photographs else 0)]
+    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method}
+    pictures = [(example, predict(opened.model, example.image, name=example.id, **run_on)) for example in shown]
     write_report(directory, evaluation, pictures)
     print(f"report: {directory}")
 
@@ -82,9 +82,7 @@ def _open_data(opened: Opened, options):
 
 def _report_path(opened: Opened, split: str, options) -> Path:
     """One folder for each way of evaluating, so that none overwrites another."""
-    name = split + ("-tta" if options.tta else "") + ("-flip" if options.flip else "")
-    name += f"-scales-{'-'.join(f'{scale:g}' for scale in options.scales)}" if options.scales else ""
-    name += f"-stride-{options.output_stride}" if options.output_stride else ""
+    name = split + inference_name(options) + (f"-boundary-{options.boundary:g}" if options.boundary is not None else "")
     name += f"-first-{options.limit}" if options.limit else ""
     return opened.path / "report" / name if opened.path.is_dir() else opened.path.with_suffix("") / "report" / name
 

@@ -59,7 +59,7 @@ def _real_images(opened: Opened, count: int = 2):
         return []
     try:
         data = open_recipe_data(opened.recipe, opened.recipe.validation_split or opened.recipe.split)
-        images = [data[index].image for index in range(min(count, len(data)))]
+        images = [data[index].image for index in range(min(count, len(data) if data.photographs else 0))]
     except KerassegError as error:
         print(f"comparing on random images alone, since the run's data cannot be read: {error}")
         return []

@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "score a run or model on a data set",
     "predict": "write masks of photographs",
     "export": "write a file for devices, and prove that it computes the same",
+    "analyze": "draw what a network does inside, or proposal by proposal",
     "inspect_model": "print the layers of a network as a table",
     "convert_weights": "write the weights of a .caffemodel as a model of Keras",
 }

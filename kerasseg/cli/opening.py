@@ -32,11 +32,19 @@ def open_run_or_model(path: str | None, output_stride: int | None = None) -> Ope
     path = newest_run().path if path is None else Path(path)
     run = Run(path) if path.is_dir() else None
     recipe = Recipe.from_json(run.recipe()).final() if run else None
+    if recipe and recipe.features:
+        recipe = recipe.on_features(_features_of(run) / "features")
     start_tensorflow()
     from kerasseg.evaluation import load_model
 
     model = load_model(path, output_stride=output_stride)
     return Opened(model, path, recipe, run.labels() if run else None)
+
+
+def _features_of(run: Run) -> Path:
+    """Where a run that trained on stored features has them: itself, or its last stage."""
+    stages = Recipe.from_json(run.recipe()).stages
+    return run.stage(len(stages), stages[-1].name).path if stages else run.path
 
 
 def label_table(opened: Opened, num_classes: int, name: str | None) -> LabelTable:

@@ -17,6 +17,11 @@ from kerasseg.recipes import RECIPES, Recipe, Stage
 _NOT_OPTIONS = ("name", "stages", "paper", "expected", "command")
 # Where the data lie and where it trains: of the whole recipe, also where the command line names a stage.
 _OF_ALL_STAGES = ("data_dir", "strategy", "replicas", "join_timeout")
+# What photographs go through: not of a stage that trains on stored features, unless the command line names it.
+_OF_PHOTOGRAPHS = (
+    "resize", "random_scale", "random_scale_step", "color_jitter", "jitter", "margin", "crop_size", "flip", "label_offset",
+    "label_margin", "training_arguments", "examples", "boxes",
+)  # fmt: skip
 # What `train.py --arch X` means where no recipe is named.
 _DEFAULT_RECIPE = "shapes"
 
@@ -66,7 +71,7 @@ def _parser_of(hint):
 def parse_size(text: str) -> tuple[int, int]:
     """Reads `HxW`, or one number for a square, in pixels."""
     parts = text.lower().replace(",", "x").split("x")
-    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"received '{text}', expected HEIGHTxWIDTH in pixels, such as 321x321")
     return int(parts[0]), int(parts[-1])
 
@@ -166,8 +171,9 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
     Mappings are merged, the command line's entries first: of several multipliers that match, the first counts; `none` empties one.
     Paths become absolute, so that the run can be used from another folder. In a recipe with stages, the options hold in each of
-    them, or in the one that `--stage` names; where the data lie and where it trains is always that of all. `--strategy one` alone
-    takes the recipe's replicas away: one device has none.
+    them, or in the one that `--stage` names; where the data lie and where it trains is always that of all, and what only
+    photographs go through reaches a stage that trains on features by its name alone. `--strategy one` alone takes the recipe's
+    replicas away: one device has none.
 
     Args:
         recipe: The recipe.
@@ -176,7 +182,7 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
         KerassegError: If there is no such stage, or an option would make its stages one and the same.
     """
     given, chosen = _given(options), getattr(options, "stage", None)
-    for name in ("data_dir", "weights"):
+    for name in ("data_dir", "weights", "boxes"):
         if given.get(name) and given[name] != "imagenet" and "://" not in given[name]:
             given[name] = os.path.abspath(given[name])
     if given.get("strategy") == "one":
@@ -203,8 +209,14 @@ def _merged(recipe: Recipe, given: Mapping) -> dict:
 
 def _changed_in_all(recipe: Recipe, given: Mapping) -> Recipe:
     """The recipe, and those of its stages that set a field otherwise."""
-    stages = (_changed(recipe, stage, {k: v for k, v in given.items() if k in stage.changes}) for stage in recipe.stages)
-    return recipe.override(**_merged(recipe, given), stages=tuple(stages))
+    return recipe.override(**_merged(recipe, given), stages=tuple(_followed(recipe, stage, given) for stage in recipe.stages))
+
+
+def _followed(recipe: Recipe, stage: Stage, given: Mapping) -> Stage:
+    before = recipe.stage(stage.name)
+    kept = {name: getattr(before, name) for name in _OF_PHOTOGRAPHS if name in given} if before.features else {}
+    changed = _changed(recipe, stage, {name: value for name, value in given.items() if name in stage.changes and name not in kept})
+    return dataclasses.replace(changed, changes={**changed.changes, **kept})
 
 
 def _changed(recipe: Recipe, stage: Stage, given: Mapping) -> Stage:
@@ -232,8 +244,9 @@ def _adapt_default(base: Recipe, given: Mapping) -> Recipe:
     """Fits the default recipe to what was asked for: other data has other sizes, ImageNet weights want their own input."""
     changes = {"name": given.get("arch", base.arch), "command": None}
     if given.get("data", base.data) != base.data:
-        # Photographs of any size, several to a batch.
-        changes |= {"crop_size": (320, 320), "validation_images": None, "validate_every": None}
+        # Photographs of any size, several to a batch; the maps of a network are small, and padded to the largest of the batch.
+        crop_size = None if given["data"] == "features" else (320, 320)
+        changes |= {"crop_size": crop_size, "validation_images": None, "validate_every": None}
     if given.get("weights") == "imagenet":
         changes |= {"width_multiplier": 1.0, "learning_rate": 1e-4, "arguments": {}}
     return base.override(**changes)
@@ -250,6 +263,37 @@ def offered_arguments(recipe: Recipe) -> Recipe:
     practical = {"padding": "same", "batch_norm_momentum": 0.9}
     offered = {name: value for name, value in practical.items() if accepts(MODELS[recipe.arch], name)}
     return recipe.override(arguments={**offered, **recipe.arguments})
+
+
+def fitted_arguments(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """Leaves out, of the arguments that a command line gives to all stages, those that a stage's network lacks. Imports TensorFlow.
+
+    Args:
+        recipe: What `with_options` gave.
+        options: What was parsed.
+    Raises:
+        KerassegError: If no stage's network has one of them.
+    """
+    from kerasseg.backbones.building import accepts
+    from kerasseg.models import MODELS
+
+    given = {name: value for name, value in _given(options).items() if name in ("arguments", "training_arguments")}
+    if not recipe.stages or options.stage:
+        return recipe
+    runs = {stage.name: recipe.stage(stage.name) for stage in recipe.stages}
+    for name in {name: None for values in given.values() for name in values}:
+        if not any(accepts(MODELS[run.arch], name) for run in runs.values()):
+            networks = ", ".join(dict.fromkeys(run.arch for run in runs.values()))
+            raise KerassegError(f"no network of recipe {recipe.name} ({networks}) has an argument '{name}': omit it or correct it")
+    stages = []
+    for stage in recipe.stages:
+        run, fitting = runs[stage.name], {}
+        for field, values in given.items():
+            lacks = {name for name in values if not accepts(MODELS[run.arch], name)}
+            if lacks:
+                fitting[field] = {name: value for name, value in getattr(run, field).items() if name not in lacks}
+        stages.append(dataclasses.replace(stage, changes={**stage.changes, **fitting}))
+    return recipe.override(stages=tuple(stages))
 
 
 def check_names(recipe: Recipe) -> None:
@@ -292,7 +336,7 @@ _RANGES = {
     "learning_rate warmup_rate weight_decay power": (lambda value: 0 <= value < math.inf, "a number that is not negative"),
     "color_jitter": (lambda value: 0 <= value <= 1, "0 to 1"),
     "warmup_steps label_offset": (lambda value: value >= 0, "0 or more"),
-    "jitter": (lambda value: 0 <= value <= 10_000, "0 to 10000 pixels"),
+    "jitter margin label_margin": (lambda value: 0 <= value <= 10_000, "0 to 10000 pixels"),
     "momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
     "class_weights": (_not_negative, "numbers that are not negative, or none"),
     "loss_weights": (lambda value: _not_negative(value.values()), "factors that are not negative"),

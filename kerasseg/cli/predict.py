@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerasseg.cli.evaluate import add_inference_options, chosen_inference
+from kerasseg.cli.inference import add_inference_options, check_inference_options, check_out, chosen_inference
 from kerasseg.cli.opening import label_table, open_run_or_model, output_classes
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
@@ -37,6 +37,8 @@ def run(arguments: Sequence[str]) -> None:
     for kind in options.kinds:
         if kind not in KINDS:
             raise KerassegError(f"--kinds {kind}: expected some of {', '.join(KINDS)}")
+    check_inference_options(options)
+    check_out(options.out)
     images = list(_images(options.images))
     opened = open_run_or_model(options.model, options.output_stride)
     labels = label_table(opened, output_classes(opened.model), options.labels)
@@ -44,10 +46,12 @@ def run(arguments: Sequence[str]) -> None:
     from kerasseg.data import decode_image
     from kerasseg.evaluation import predict
 
+    inference.method.check_names([name.as_posix() for _, name in images])
+    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method}
     with Progress("predicting", len(images), unit="images") as progress:
         for done, (path, name) in enumerate(images, start=1):
             image = decode_image(path)
-            label = predict(opened.model, image, scales=inference.scales, flip=inference.flip)
+            label = predict(opened.model, image, name=name.as_posix(), **run_on)
             _write(Path(options.out), name, image, label, labels, options.kinds)
             progress.update(done)
     print(f"masks: {options.out} ({', '.join(options.kinds)})")

@@ -6,13 +6,20 @@ import sys
 from collections.abc import Sequence
 
 from kerasseg.cli.display import Display
-from kerasseg.cli.options import add_recipe_options, check_names, offered_arguments, resolve_recipe, with_options
+from kerasseg.cli.options import (
+    add_recipe_options,
+    check_names,
+    fitted_arguments,
+    offered_arguments,
+    resolve_recipe,
+    with_options,
+)
 from kerasseg.cli.progress import duration
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.errors import KerassegError
 from kerasseg.models import MODELS
 from kerasseg.recipes import RECIPES, Recipe
-from kerasseg.runs import Run, new_run_path
+from kerasseg.runs import Preempted, Run, new_run_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     start_tensorflow(distributed=recipe.final().strategy in ("multiworker", "tpu"))
     if options.recipe is None and not resumed:
         recipe = offered_arguments(recipe)
+    recipe = fitted_arguments(recipe, options)
     if options.dry_run:
         _show(recipe, record, options)
     else:
@@ -72,6 +80,8 @@ def _show(recipe: Recipe, record: Run, options) -> None:
         if one.memory is not None:
             print(f"  peak memory    {one.memory / 1e9:.2f} GB")
         print(f"  speed          {1 / one.step:.3g} steps/s, {one.images_per_step / one.step:.3g} images/s")
+        if one.storing is not None:
+            print(f"  storing        {duration(one.storing)}, before the first step")
         print(f"  first step     {duration(one.first_step)}")
         print(f"  one save       {duration(one.save)}, {one.checkpoint / 1e6:.3g} MB")
         if one.evaluation is not None:
@@ -86,13 +96,18 @@ def _train(recipe: Recipe, record: Run, options) -> None:
     resumed = f", resumed after step {done}" if done else ", resumed" if record.exists else ""
     what = f"in stages {', '.join(stage.name for stage in recipe.stages)}" if recipe.stages else recipe.arch
     print(f"training {what} on {recipe.final().data}, recipe {recipe.name}, in {record.path}{resumed}", flush=True)
+    stage = f" --stage {options.stage}" if options.stage else ""
     with Display() as display:
         try:
             train_recipe(recipe, record, stage=options.stage, init=options.init, report=display)
         except KeyboardInterrupt:
             if record.exists:
-                stage = f" --stage {options.stage}" if options.stage else ""
                 print(f"\nto go on from the last checkpoint: {record.resume_command}{stage}")
+            raise
+        except Preempted as stop:
+            # Without it the command would go on with the stages before and after, too.
+            if stage and str(stop).endswith(record.resume_command):
+                stop.args = (f"{stop}{stage}",)
             raise
     if display.reported:
         log, whole = _last(recipe, record, options.stage)

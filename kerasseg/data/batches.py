@@ -73,7 +73,7 @@ def training_batches(
     start: int = 0,
     steps: int | None = None,
     share: Share = WHOLE,
-    fill: tuple[float, float, float] | None = None,
+    fill: tuple[float, ...] | None = None,
 ) -> tf.data.Dataset:
     """The training sequence, from any batch on.
 
@@ -91,10 +91,10 @@ def training_batches(
         start: Number of the first batch.
         steps: How many batches; `None` is without end. `fit` then needs `steps_per_epoch`, and `shuffle=False`, or it warns.
         share: The part of each batch to read and yield; the whole by default.
-        fill: RGB, 0–255, of the pixels padded to images of unequal size; the data's mean by default.
+        fill: RGB, 0–255, of the pixels padded to images of unequal size; the data's mean by default, which is 0 for features.
     Returns:
         Elements `(image, label)`: `(batch_size / share.slices, H, W, 3)` float32 RGB 0–255 and `(batch_size / share.slices, H, W)`
-        int32. H and W are static where the transforms end in a crop or a resize to a size.
+        int32; stored features have their own channels. H and W are static where the transforms end in a crop or a resize to a size.
     Raises:
         KerassegError: If an argument is out of range. While iterating, mistakes in the files arrive as TensorFlow errors:
             `unwrap_error` finds the message.
@@ -129,7 +129,7 @@ def training_batches(
         return _stack([pair(position) for position in range(first, first + share.count * part)], fill or data.mean)
 
     numbers = tf.data.Dataset.counter(start) if steps is None else tf.data.Dataset.range(start, start + steps)
-    return _mapped(numbers, batch, share.count * part, static_size(transforms), share.count)
+    return _mapped(numbers, batch, share.count * part, static_size(transforms), share.count, getattr(data, "channels", 3))
 
 
 def evaluation_batches(data: DataSet, batch_size: int = 1) -> tf.data.Dataset:
@@ -139,7 +139,7 @@ def evaluation_batches(data: DataSet, batch_size: int = 1) -> tf.data.Dataset:
         data: Examples with labels.
         batch_size: Examples per batch; those of unequal size are padded as in `training_batches`.
     Returns:
-        Elements `(image, label)`: `(B, H, W, 3)` float32 RGB 0–255 and `(B, H, W)` int32.
+        Elements `(image, label)`: `(B, H, W, 3)` float32 RGB 0–255 and `(B, H, W)` int32; stored features have their own channels.
     Raises:
         KerassegError: As `training_batches`.
     """
@@ -150,7 +150,7 @@ def evaluation_batches(data: DataSet, batch_size: int = 1) -> tf.data.Dataset:
         first = int(t) * batch_size
         return _stack([_read(data, index) for index in range(first, min(first + batch_size, length))], data.mean)
 
-    return _mapped(tf.data.Dataset.range(-(-length // batch_size)), batch, None, None, 1)
+    return _mapped(tf.data.Dataset.range(-(-length // batch_size)), batch, None, None, 1, getattr(data, "channels", 3))
 
 
 def unwrap_error(error: BaseException) -> KerassegError | None:
@@ -198,13 +198,13 @@ def _stack(pairs, mean) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images, dtype=np.float32, casting="unsafe"), np.stack(labels, dtype=np.int32, casting="unsafe")
 
 
-def _mapped(numbers: tf.data.Dataset, batch, batch_size: int | None, size, slices: int) -> tf.data.Dataset:
+def _mapped(numbers: tf.data.Dataset, batch, batch_size: int | None, size, slices: int, channels: int) -> tf.data.Dataset:
     """Loads batches in parallel, in order. Whole ones, even if sliced: slices are then padded alike."""
     height, width = size or (None, None)
 
     def one_line(t):
         if _CALLS.ended:
-            return np.zeros((1, 1, 1, 3), np.float32), np.zeros((1, 1, 1), np.int32)
+            return np.zeros((1, 1, 1, channels), np.float32), np.zeros((1, 1, 1), np.int32)
         try:
             with _CALLS:
                 return batch(t)
@@ -214,7 +214,7 @@ def _mapped(numbers: tf.data.Dataset, batch, batch_size: int | None, size, slice
 
     def load(t):
         image, label = tf.numpy_function(one_line, [t], (tf.float32, tf.int32))
-        image.set_shape((batch_size, height, width, 3))
+        image.set_shape((batch_size, height, width, channels))
         label.set_shape((batch_size, height, width))
         return (image, label) if slices == 1 else (_split(image), _split(label))
 

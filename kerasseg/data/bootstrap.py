@@ -38,6 +38,7 @@ class Bootstrapped(DataSet):
                 f"no image of data set '{data.labels.name}' holds {' or '.join(map(str, classes))}: nothing to list twice"
             )
         self._data, self._indices = data, (*range(len(data)), *found)
+        self.photographs, self.channels = data.photographs, data.channels
         super().__init__(data.labels, (data.ids[index] for index in self._indices), data.mean)
 
     def read(self, index: int) -> Example:

@@ -47,7 +47,10 @@ class DataSet:
         (96, 128, 3)
     """
 
-    def __init__(self, labels: LabelTable, ids: Iterable[str], mean: tuple[float, float, float] = DEFAULT_MEAN):
+    # RGB photographs of three channels, 0–255; else maps of a network.
+    photographs, channels = True, 3
+
+    def __init__(self, labels: LabelTable, ids: Iterable[str], mean: tuple[float, ...] = DEFAULT_MEAN):
         self.labels = labels
         self.ids = tuple(ids)
         self.mean = mean

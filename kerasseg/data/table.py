@@ -12,6 +12,7 @@ DATA_SETS = LazyTable(
         "shapes": "kerasseg.data.shapes:Shapes",
         "folder": "kerasseg.data.folder:Folder",
         "camvid": "kerasseg.data.camvid:CamVid",
+        "features": "kerasseg.data.features:StoredFeatures",
     },
 )
 """Name → class of the data set; each is called as `(data_dir, split, **options)`."""

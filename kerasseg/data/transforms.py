@@ -24,7 +24,7 @@ def _check_size(owner: str, size) -> None:
 
 def _place(image: np.ndarray, label: np.ndarray, size, top: int, left: int, mean: Mean):
     """Lays an image on a canvas of the mean, its corner at (top, left), which may lie outside."""
-    canvas = np.empty((*size, 3), np.float32)
+    canvas = np.empty((*size, image.shape[2]), np.float32)
     canvas[:] = mean
     blank = np.full(size, IGNORE, np.int32)
     height, width = label.shape
@@ -247,6 +247,31 @@ class PadTo:
                 "make it as large as the largest image, or crop by crop_size"
             )
         return pad_to(image, label, tuple(self.size), self.mean)
+
+
+@dataclass(frozen=True)
+class ReflectionMargin:
+    """Continues an image on all four sides by its mirror image, whose label is 255; the outermost pixels are not repeated.
+
+    An image smaller than the margin is reflected again and again.
+
+    Args:
+        pixels: Width of the margin; what a network without padding of its own eats, 186 for the Dilation networks.
+    Reference:
+        Yu & Koltun 2016, arXiv:1511.07122, §4; fyu/dilation's train.py (BORDER_REFLECT_101).
+    """
+
+    pixels: int
+
+    def __post_init__(self):
+        if not isinstance(self.pixels, int) or self.pixels < 0:
+            raise KerassegError(f"ReflectionMargin received pixels={self.pixels}: expected 0 or more, e.g. ReflectionMargin(186)")
+
+    def __call__(self, image, label, rng):
+        """Returns the pair, larger by twice the margin."""
+        around = (self.pixels, self.pixels)
+        image = np.pad(image, (around, around, (0, 0)), mode="reflect")
+        return image, np.pad(label, (around, around), constant_values=IGNORE)
 
 
 @dataclass(frozen=True)

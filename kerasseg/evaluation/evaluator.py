@@ -8,7 +8,8 @@ import numpy as np
 
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.inference import Inference, predict_with_classes
-from kerasseg.metrics import SCORES, confusion_matrix, scores
+from kerasseg.labels import IGNORE
+from kerasseg.metrics import SCORES, boundary_region, check_boundary_distance, confusion_matrix, scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,27 @@ class ImageScore:
 
 
 @dataclasses.dataclass(frozen=True)
+class Regions:
+    """The pixels of an evaluation in two parts: close to the boundary of objects, and the rest.
+
+    Args:
+        distance: Up to how many pixels from a boundary is close, as `kerasseg.metrics.boundary_region` measures it.
+        boundary: Confusion matrix of the close pixels, `(C, C)` int64; row: truth, column: prediction.
+        internal: That of the others. The two add up to the matrix of all.
+    Reference:
+        Peng et al. 2017, arXiv:1703.02719, §4.1.1 (3), Table 5.
+    """
+
+    distance: float
+    boundary: np.ndarray
+    internal: np.ndarray
+
+    def scores(self) -> dict[str, dict]:
+        """What `kerasseg.metrics.scores` makes of each part, by the name of the part."""
+        return {"boundary": scores(self.boundary), "internal": scores(self.internal)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` found.
 
@@ -36,6 +58,7 @@ class Evaluation:
         scores: What `kerasseg.metrics.scores` makes of the matrix.
         images: One score per image, in the order of the data.
         inference: How the network was run.
+        regions: The same in two parts, if that was asked for.
     """
 
     matrix: np.ndarray
@@ -43,6 +66,7 @@ class Evaluation:
     scores: dict
     images: list[ImageScore]
     inference: Inference = Inference()
+    regions: Regions | None = None
 
     def table(self) -> str:
         """One line per class and one per score, all in percent; `-` for classes that do not occur."""
@@ -52,6 +76,13 @@ class Evaluation:
         lines = [f"{'class':<{width}}  {'IoU %':>8}  {'accuracy %':>10}"]
         lines += [f"{name:<{width}}  {_percent(iou):>8}  {_percent(accuracy):>10}" for name, iou, accuracy in rows]
         lines += ["", *(f"{name:<{width}}  {_percent(self.scores[name]):>8}" for name in SCORES)]
+        if self.regions:
+            lines += [
+                "",
+                f"{f'up to {self.regions.distance:g} px from a boundary':<{width}}  {'mean IoU %':>10}  {'accuracy %':>10}",
+            ]
+            for name, part in self.regions.scores().items():
+                lines.append(f"{name:<{width}}  {_percent(part['mean_iou']):>10}  {_percent(part['pixel_accuracy']):>10}")
         return "\n".join(lines)
 
     def summary(self) -> dict[str, float]:
@@ -62,7 +93,7 @@ class Evaluation:
         """Everything as plain numbers, lists and strings; `None` for NaN, which JSON does not have."""
         return {
             "data": self.labels.name,
-            "inference": {"scales": list(self.inference.scales), "flip": self.inference.flip},
+            "inference": self.inference.to_json(),
             "num_images": len(self.images),
             "num_pixels": int(self.matrix.sum()),
             **{name: _finite(self.scores[name]) for name in SCORES},
@@ -71,7 +102,21 @@ class Evaluation:
             "per_class_accuracy": [_finite(value) for value in self.scores["per_class_accuracy"]],
             "confusion_matrix": self.matrix.tolist(),
             "images": [{key: _finite(value) for key, value in dataclasses.asdict(image).items()} for image in self.images],
+            **({"boundary": self._regions_json()} if self.regions else {}),
         }
+
+    def _regions_json(self) -> dict:
+        found = {"distance": self.regions.distance}
+        for name, part in self.regions.scores().items():
+            matrix = getattr(self.regions, name)
+            found[name] = {
+                "num_pixels": int(matrix.sum()),
+                "pixel_accuracy": _finite(part["pixel_accuracy"]),
+                "mean_iou": _finite(part["mean_iou"]),
+                "per_class_iou": [_finite(value) for value in part["per_class_iou"]],
+                "confusion_matrix": matrix.tolist(),
+            }
+        return found
 
 
 def evaluate(
@@ -81,6 +126,7 @@ def evaluate(
     *,
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
+    boundary: float | None = None,
 ) -> Evaluation:
     """Scores a network on a data set.
 
@@ -92,6 +138,7 @@ def evaluate(
         inference: How to run the network; `None`: as it is, at scale 1.
         progress: Called with (images done, images in all) after each image.
         limit: Only so many images, the first ones.
+        boundary: Up to how many pixels from the boundary of objects to score apart from the rest; `None`: not.
     Returns:
         Scores at the labels' own size, pixels with label 255 left out.
     Raises:
@@ -104,34 +151,48 @@ def evaluate(
     total = len(data) if limit is None else min(limit, len(data))
     if not total:
         raise KerassegError(f"nothing to evaluate: data set '{data.labels.name}' has no images in this split")
-    matrix, images = np.zeros((data.labels.num_classes,) * 2, np.int64), []
+    if boundary is not None:
+        check_boundary_distance(boundary)
+    # Not after hours of work.
+    inference.method.check_names(getattr(data, "ids", ())[:total])
+    matrix, close, images = *np.zeros((2, data.labels.num_classes, data.labels.num_classes), np.int64), []
     for index in range(total):
         example = data[index]
-        one = _image_matrix(model, example, data.labels, inference)
+        prediction = _prediction(model, example, data.labels, inference)
+        one = _image_matrix(example, example.label, prediction, data.labels)
         matrix += one
+        if boundary is not None:
+            label = np.where(boundary_region(example.label, boundary), example.label, IGNORE)
+            close += _image_matrix(example, label, prediction, data.labels)
         result = scores(one)
         images.append(ImageScore(example.id, result["mean_iou"], result["pixel_accuracy"]))
         if progress:
             progress(index + 1, total)
-    return Evaluation(matrix, data.labels, scores(matrix), images, inference)
+    regions = None if boundary is None else Regions(boundary, close, matrix - close)
+    return Evaluation(matrix, data.labels, scores(matrix), images, inference, regions)
 
 
-def _image_matrix(model, example, labels, inference):
-    """The confusion matrix of one image."""
+def _prediction(model, example, labels, inference) -> np.ndarray:
+    """The classes of one image's pixels, once it is known that they can be scored."""
     if example.label is None:
         raise KerassegError(f"image '{example.id}' has no label: evaluate on a split whose labels are public")
     if example.label.shape != example.image.shape[:2]:
         raise KerassegError(
             f"label of '{example.id}' is {example.label.shape}, its image {example.image.shape[:2]}: expected the same"
         )
-    prediction, num_classes = predict_with_classes(model, example.image, inference)
+    prediction, num_classes = predict_with_classes(model, example.image, inference, example.id)
     if num_classes != labels.num_classes:
         raise KerassegError(
             f"the network has {num_classes} classes, data set '{labels.name}' has {labels.num_classes}: expected as many; "
             "evaluate on the data it was trained for, or start a training from it with --init"
         )
+    return prediction.numpy()
+
+
+def _image_matrix(example, label, prediction, labels) -> np.ndarray:
+    """The confusion matrix of one image."""
     try:
-        return confusion_matrix(example.label, prediction.numpy(), num_classes)
+        return confusion_matrix(label, prediction, labels.num_classes)
     except KerassegError as error:
         raise KerassegError(f"image '{example.id}': {error}") from error
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import PIL.Image
 import tensorflow as tf
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.methods import Method, View, WholeImage, scaled_size
+from kerasseg.evaluation.running import resized
 
 TTA_FACTORS = (0.75, 1.0, 1.25)
 """What test-time augmentation multiplies every scale by, beside mirroring."""
@@ -24,40 +25,65 @@ class Inference:
         scales: Factors by which the image is resized before the network, each positive. A network trained at half resolution
             has `(0.5,)`.
         flip: Whether to run every scale mirrored left to right as well.
+        method: How the network is run on each of these pictures.
     """
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    method: Method = WholeImage()
 
     def __post_init__(self):
         if not self.scales or not all(scale > 0 and math.isfinite(scale) for scale in self.scales):
             raise KerassegError(f"scales {self.scales}: expected at least one positive number, such as (1.0,)")
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        if not isinstance(self.method, Method):
+            raise KerassegError(f"method {self.method!r}: expected one that is made, such as kerasseg.evaluation.Tiles((900, 900))")
 
     def with_tta(self) -> "Inference":
         """The same with test-time augmentation: every scale times `TTA_FACTORS`, and mirrored copies."""
-        return Inference(tuple(scale * factor for scale in self.scales for factor in TTA_FACTORS), flip=True)
+        scales = tuple(scale * factor for scale in self.scales for factor in TTA_FACTORS)
+        return dataclasses.replace(self, scales=scales, flip=True)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the network sees one picture only, so that nothing is averaged."""
+        return len(self.scales) == 1 and not self.flip
+
+    def to_json(self) -> dict:
+        """All of it as JSON can hold it."""
+        return {"scales": list(self.scales), "flip": self.flip, "method": self.method.to_json()}
+
+    def __str__(self):
+        """All of it on one line, to be read; of the method nothing where it is the whole image."""
+        scales = f"scales {', '.join(f'{scale:g}' for scale in self.scales)}"
+        method = "" if self.method == WholeImage() else f"; {self.method}"
+        return f"{scales}{', mirrored too' if self.flip else ''}{method}"
 
 
-def probabilities(model, image, *, scales=(1.0,), flip: bool = False) -> np.ndarray:
+def probabilities(model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, name=None) -> np.ndarray:
     """Class probabilities at the image's own size, averaged over scales and mirrored copies.
 
-    The logits, not their probabilities, are resized back: bilinear, half-pixel centres.
+    The logits, not their probabilities, are resized back: bilinear, half-pixel centres. Scores that are no logits of one network,
+    as those of `Proposals`, are averaged as they are, and the softmax taken of the mean.
 
     Args:
         model: Network from `(B, H, W, 3)` RGB 0–255 to logits `(B, H, W, C)`, or to a dict of which the first entry counts.
         image: As for `predict`.
         scales: As in `Inference`.
         flip: As in `Inference`.
+        method: As in `Inference`; `None`: the whole image.
+        name: As for `predict`.
     Returns:
         Shape `(H, W, C)`, float32, sums to 1 over the classes.
     Raises:
         KerassegError: As `predict`.
     """
-    return _mean_probabilities(_views(model, _image_array(image), Inference(tuple(scales), flip))).numpy()
+    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method)
+    mean = _mean(_views(model, image_array(image), inference, name_of(image, name)), inference.method.kind)
+    return (tf.nn.softmax(mean) if inference.method.kind == "scores" else mean).numpy()
 
 
-def predict(model, image, *, scales=(1.0,), flip: bool = False) -> np.ndarray:
+def predict(model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, name=None) -> np.ndarray:
     """The class of every pixel, at the photograph's own size.
 
     Args:
@@ -66,6 +92,8 @@ def predict(model, image, *, scales=(1.0,), flip: bool = False) -> np.ndarray:
             channels (RGB-D) take arrays of as many, the colours first.
         scales: As in `Inference`.
         flip: As in `Inference`.
+        method: As in `Inference`; `None`: the whole image.
+        name: What the image is called in a file of boxes; `None`: the file's name without its suffix, if `image` is a path.
     Returns:
         Shape `(H, W)`, int32, 0 to C − 1. With scale 1 alone exactly the argmax of `model(image)`.
     Raises:
@@ -73,118 +101,63 @@ def predict(model, image, *, scales=(1.0,), flip: bool = False) -> np.ndarray:
     Example:
         >>> kerasseg.colorize(kerasseg.predict(model, "photo.jpg"))
     """
-    return predict_with_classes(model, _image_array(image), Inference(tuple(scales), flip))[0].numpy()
+    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method)
+    return predict_with_classes(model, image_array(image), inference, name_of(image, name))[0].numpy()
 
 
-def predict_with_classes(model, image: np.ndarray, inference: Inference):
+def name_of(image, name: str | None) -> str | None:
+    """What a photograph is called: as it is said, else, of a path, the file's name without its suffix."""
+    return Path(image).stem if name is None and isinstance(image, (str, Path)) else name
+
+
+def predict_with_classes(model, image: np.ndarray, inference: Inference, name: str | None = None):
     """What `predict` and the evaluator share.
 
     Args:
         model: As for `predict`.
         image: Shape `(H, W, 3)`, RGB 0–255.
         inference: How to run the network.
+        name: The image's name, under which boxes are looked up.
     Returns:
         The classes as a tensor `(H, W)` int32, and the network's number of classes.
     """
-    views = _views(model, image, inference)
+    views = _views(model, image, inference, name)
     # A single view not by way of the softmax: its rounding makes ties of logits that differ.
-    is_single = len(inference.scales) == 1 and not inference.flip
-    total = next(views) if is_single else _mean_probabilities(views)
+    total = next(views) if inference.is_single else _mean(views, inference.method.kind)
     return tf.argmax(total, axis=-1, output_type=tf.int32), total.shape[-1]
 
 
-def _mean_probabilities(views):
+def _mean(views, kind):
     """Streams, since one float32 map of 150 classes can take a gigabyte."""
-    count, total = 1, tf.nn.softmax(next(views))
-    for logits in views:
-        count, total = count + 1, total + tf.nn.softmax(logits)
+    averaged = tf.nn.softmax if kind == "logits" else tf.identity
+    count, total = 1, averaged(next(views))
+    for scores in views:
+        count, total = count + 1, total + averaged(scores)
     return total / count
 
 
-def _views(model, image, inference) -> Iterator[tf.Tensor]:
-    """Logits (H, W, C) of every scale, then its mirrored copy, each brought back onto the image."""
-    _check_fits(model, image, inference)
-    run = _runner(model)
-    batch = tf.constant(image[np.newaxis], tf.float32)
-    height, width = image.shape[:2]
-    for scale in inference.scales:
-        size = tf.constant([max(1, round(height * scale)), max(1, round(width * scale))], tf.int32)
-        for mirrored in (False, True)[: 1 + inference.flip]:
-            try:
-                yield run(batch, size, tf.constant(mirrored))
-            except (tf.errors.InvalidArgumentError, tf.errors.AbortedError) as error:
-                # Which networks are too deep for so small an image shows in some layer inside.
-                raise KerassegError(
-                    f"{model.name} cannot take an image of {'x'.join(map(str, size.numpy()))} pixels (scale {scale:g}): "
-                    f"{_reason(error)}; use larger images or scales"
-                ) from error
-
-
-def _reason(error: tf.errors.OpError) -> str:
-    """What the operation said; TensorFlow puts a traceback before it."""
-    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
-    return next((line for line in lines if not line.startswith(("Detected at", "Graph execution", "File", "<"))), lines[0])[:200]
-
-
-# A function holds its traces, and through them much memory: it must go when its model goes.
-_RUNNERS: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
-
-
-def _runner(model):
-    """The one tf.function of a model; its signature leaves sizes open, so that no image size traces it again."""
-    if model not in _RUNNERS:
-        _RUNNERS[model] = _make_runner(model)
-    return _RUNNERS[model]
-
-
-def _make_runner(model):
-    # A weak reference: a cache value that held its own key would keep both for ever.
-    reference = weakref.ref(model)
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((1, None, None, model.inputs[0].shape[-1]), tf.float32),
-            tf.TensorSpec((2,), tf.int32),
-            tf.TensorSpec((), tf.bool),
-        ],
-        # Autograph would bury the one line of an error in a traceback of another type.
-        autograph=False,
-    )
-    def run(batch, size, mirrored):
-        network = reference()
-        full_size = tf.shape(batch)[1:3]
+def _views(model, image, inference, name) -> Iterator[tf.Tensor]:
+    """Scores (H, W, C) of every scale, then its mirrored copy, each brought back onto the image."""
+    size = image.shape[:2]
+    photograph = tf.constant(image, tf.float32)
+    sizes = [scaled_size(size, scale) for scale in inference.scales]
+    for each in sizes:
+        inference.method.check_size(each)
+    for scale, each in zip(inference.scales, sizes, strict=True):
         # Antialiased where it shrinks, as the training transforms are.
-        batch = tf.image.resize(batch, size, method="bilinear", antialias=True)
-        batch = tf.where(mirrored, tf.reverse(batch, [2]), batch)
-        dtype = tf.as_dtype(network.inputs[0].dtype)
-        logits = network(tf.cast(tf.round(batch) if dtype.is_integer else batch, dtype), training=False)
-        if isinstance(logits, dict):
-            logits = logits[next(iter(logits))]
-        logits = tf.where(mirrored, tf.reverse(logits, [2]), logits)
-        return tf.image.resize(logits, full_size, method="bilinear", antialias=False)[0]
-
-    return run
+        scaled = resized(photograph, each, antialias=True)
+        for mirrored in (False, True)[: 1 + inference.flip]:
+            view = View(tf.reverse(scaled, [1]) if mirrored else scaled, photograph, scale, mirrored, name)
+            scores = inference.method.scores(model, view)
+            yield resized(tf.reverse(scores, [1]) if mirrored else scores, size)
 
 
-def _check_fits(model, image, inference):
-    """Refuses what would otherwise end in an error of TensorFlow's about some layer inside."""
-    if len(model.inputs) != 1:
-        names = ", ".join(tensor.name for tensor in model.inputs)
-        raise KerassegError(f"the network has {len(model.inputs)} inputs ({names}): expected one, an RGB image")
-    expected = tuple(model.inputs[0].shape[1:])
-    if len(expected) != 3 or expected[2] not in (image.shape[2], None):
-        raise KerassegError(f"the network takes input of shape {expected}, received an image of shape {image.shape}")
-    for scale in inference.scales:
-        size = tuple(max(1, round(extent * scale)) for extent in image.shape[:2])
-        if any(fixed not in (None, given) for fixed, given in zip(expected[:2], size, strict=True)):
-            raise KerassegError(
-                f"image of {image.shape[0]}x{image.shape[1]} at scale {scale:g} is {size[0]}x{size[1]}, but the network takes only "
-                f"{expected[0]}x{expected[1]}: resize the image, or build the network with input_shape=(None, None, 3)"
-            )
+def image_array(image) -> np.ndarray:
+    """An RGB array (H, W, 3) from whatever `predict` accepts.
 
-
-def _image_array(image) -> np.ndarray:
-    """An RGB array (H, W, 3) from whatever `predict` accepts."""
+    Raises:
+        KerassegError: If it is no RGB image of 0–255.
+    """
     if isinstance(image, (str, Path)):
         from kerasseg.data.decode import decode_image
 

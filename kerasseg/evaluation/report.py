@@ -55,7 +55,7 @@ def side_by_side(examples, predictions, labels, path=None) -> PIL.Image.Image:
     if not examples or len(examples) != len(predictions):
         raise KerassegError(f"{len(examples)} examples with {len(predictions)} predictions: expected one or more, and as many")
     rows = [_row(example, prediction, labels) for example, prediction in zip(examples, predictions, strict=True)]
-    top = 2 * _MARGIN + _text_height()
+    top = 2 * _MARGIN + text_height()
     cell = max(row[0].width for row in rows)
     width = 3 * cell + 4 * _MARGIN
     legend = _legend(labels, width)
@@ -99,7 +99,7 @@ def _legend(labels, width):
             left, line = _MARGIN, line + 1
         places.append((left, line, name, tuple(int(channel) for channel in color)))
         left += extent
-    pitch = max(_SWATCH, _text_height()) + 4
+    pitch = max(_SWATCH, text_height()) + 4
     strip = PIL.Image.new("RGB", (width, (line + 1) * pitch + _MARGIN), _PAPER)
     draw = PIL.ImageDraw.Draw(strip)
     for left, line, name, color in places:
@@ -109,8 +109,8 @@ def _legend(labels, width):
     return strip
 
 
-def _text_height():
-    """Height of a line in PIL's default font."""
+def text_height():
+    """Gives the height of a line in PIL's default font, in pixels."""
     box = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (1, 1))).textbbox((0, 0), "Ag")
     return int(np.ceil(box[3]))
 

@@ -305,6 +305,8 @@ def _interpolation(scale: Fraction, shift: Fraction) -> _Step:
 def _own_step(layer) -> _Step:
     """That of a layer which says where its cells lie: it pools the window around each, or interpolates."""
     scale, shift = (Fraction(value).limit_denominator(10**6) for value in layer.coordinate_map())
+    if hasattr(layer, "reach"):
+        return _Step(scale, shift, Fraction(layer.reach))
     if not hasattr(layer, "pool_size"):
         return _interpolation(scale, shift)
     reach = (_along(layer.pool_size, 0) - 1) * _along(getattr(layer, "dilation_rate", 1), 0)

@@ -1,4 +1,4 @@
-"""A watch on images that are too small for their network."""
+"""A watch on images whose size their network cannot take."""
 
 import keras
 import tensorflow as tf
@@ -8,22 +8,23 @@ from kerasseg.errors import KerassegError
 
 @keras.saving.register_keras_serializable("kerasseg")
 class MinimumSize(keras.layers.Layer):
-    """Hands an image on as it is, and refuses one of which some layer behind would have nothing left.
+    """Hands an image on as it is, and refuses one of which some layer behind would have nothing left, or half a window.
 
     TensorFlow ends such a run with errors about that layer or, with some convolutions, with the process. Where the size is known
     while a graph is built, so is the answer, and the graph stays empty; elsewhere nothing behind runs before the size is seen.
 
     Args:
         minimum: Smallest height and width in pixels.
+        divisor: Height and width must be a multiple of this.
     Input shape:
         `(B, H, W, C)`.
     Output shape:
         The same.
     """
 
-    def __init__(self, minimum: int, **kwargs):
+    def __init__(self, minimum: int, divisor: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.minimum = minimum
+        self.minimum, self.divisor = minimum, divisor
 
     def build(self, input_shape):
         # Keras does not run a layer that tells its shape while it builds a network.
@@ -34,22 +35,31 @@ class MinimumSize(keras.layers.Layer):
         self._look(x.shape)
         if None not in x.shape[1:3]:
             return x
-        enough = tf.reduce_all(tf.shape(x)[1:3] >= self.minimum)
+        size = tf.shape(x)[1:3]
+        enough = tf.reduce_all((size >= self.minimum) & (size % self.divisor == 0))
         # Under XLA, which knows all sizes when it compiles, the assertion is left out.
         with tf.control_dependencies([tf.debugging.Assert(enough, [self._expected()])]):
             return tf.identity(x)
 
     def _look(self, shape):
-        if any(side is not None and side < self.minimum for side in shape[1:3]):
+        if any(side is not None and (side < self.minimum or side % self.divisor) for side in shape[1:3]):
             received = "x".join("?" if side is None else str(side) for side in shape[1:3])
-            advice = "use larger ones, or a backbone such as resnet101"
+            fitting = (self.minimum if side is None else self._fitting(side) for side in shape[1:3])
+            advice = "use larger ones, or another network or backbone (resnet101 takes any)"
+            if self.divisor > 1:
+                advice = f"resize, pad or crop them, e.g. to {'x'.join(map(str, fitting))}"
             error = KerassegError(f"received images of {received} pixels: {self._expected()}; {advice}")
             # Keras would add the arguments of every call on the way, a line each.
             error._keras_call_info_injected = True
             raise error
 
     def _expected(self) -> str:
-        return f"expected height and width of at least {self.minimum}"
+        multiples = f", multiples of {self.divisor}" if self.divisor > 1 else ""
+        return f"expected height and width of at least {self.minimum}{multiples}"
+
+    def _fitting(self, side: int) -> int:
+        """The next larger side that is taken."""
+        return -(-max(side, self.minimum) // self.divisor) * self.divisor
 
     def compute_output_shape(self, input_shape):
         self._look(input_shape)
@@ -60,4 +70,4 @@ class MinimumSize(keras.layers.Layer):
         return 1, 0
 
     def get_config(self):
-        return {**super().get_config(), "minimum": self.minimum}
+        return {**super().get_config(), "minimum": self.minimum, "divisor": self.divisor}

@@ -1,9 +1,13 @@
 """Batch normalisation as every network here uses it."""
 
+from functools import partial
+
 import keras
 import tensorflow as tf
 
 _CELLS = (0, 1, 2)
+# Below, what rounding leaves of a variance near zero decides, and XLA's fused kernel rounds below zero: NaN.
+_SMALLEST_FUSED_EPSILON = 1e-7
 
 
 @keras.saving.register_keras_serializable("kerasseg")
@@ -32,7 +36,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return normalize(inputs, gamma, beta, mean, variance, self.epsilon)
         replicas = tf.distribute.get_replica_context() if self.synchronized else None
         if replicas is not None and replicas.num_replicas_in_sync > 1:
-            outputs, mean, variance = _by_replicas(inputs, gamma, beta, self.epsilon, replicas)
+            add_up = partial(replicas.all_reduce, "SUM")
+            outputs, mean, variance = _by_all(inputs, gamma, beta, self.epsilon, add_up)
+        elif self.epsilon < _SMALLEST_FUSED_EPSILON:
+            outputs, mean, variance = _by_all(inputs, gamma, beta, self.epsilon, tf.identity)
         else:
             outputs, mean, variance = _by_batch(inputs, gamma, beta, self.epsilon)
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -68,14 +75,14 @@ def _by_batch(x, gamma, beta, epsilon: float):
     return result.y, result.batch_mean, result.batch_variance * ((count - 1) / count)
 
 
-def _by_replicas(x, gamma, beta, epsilon: float, replicas):
-    """Normalises by the statistics of the x of all replicas together; gives them too."""
+def _by_all(x, gamma, beta, epsilon: float, add_up):
+    """Normalises by the statistics of every x whose sums `add_up` adds to this one's; gives them too."""
     values = tf.cast(tf.stop_gradient(x), "float32")
-    total = replicas.all_reduce("SUM", tf.concat([tf.reduce_sum(values, _CELLS), [_count(x)]], axis=0))
+    total = add_up(tf.concat([tf.reduce_sum(values, _CELLS), [_count(x)]], axis=0))
     mean, count = total[:-1] / total[-1], total[-1]
 
     def average(sums):
-        return replicas.all_reduce("SUM", sums) / count
+        return add_up(sums) / count
 
     # Not E[x²] − E[x]², which cancels where the mean is large.
     variance = average(tf.reduce_sum(tf.math.squared_difference(values, mean), _CELLS))

@@ -10,7 +10,8 @@ from kerasseg.tables import did_you_mean
 
 # Order picks input channels; mean and scale apply to the channels so picked: y = (x[order] - mean) * scale.
 # Means: "caffe" is the authors' VOC mean; "nyud_rgbd" and "hha" their NYUDv2 means (fcn.berkeleyvision.org, nyud-fcn32s-*), the
-# fourth channel being the natural logarithm of depth; "torch" is torchvision's ImageNet mean and deviation, times 255.
+# fourth channel being the natural logarithm of depth; "torch" is torchvision's ImageNet mean and deviation, times 255; "dilation_…"
+# are the means of fyu/dilation for its data sets.
 PREPROCESSING = {
     "caffe": {"order": (2, 1, 0), "mean": (104.00699, 116.66877, 122.67892), "scale": (1.0, 1.0, 1.0)},
     "tf": {"order": (0, 1, 2), "mean": (127.5, 127.5, 127.5), "scale": (1 / 127.5, 1 / 127.5, 1 / 127.5)},
@@ -18,6 +19,10 @@ PREPROCESSING = {
     "hha": {"order": (0, 1, 2), "mean": (132.431, 94.076, 118.477), "scale": (1.0, 1.0, 1.0)},
     "nyud": {"order": (2, 1, 0), "mean": (116.190, 97.203, 92.318), "scale": (1.0, 1.0, 1.0)},
     "nyud_rgbd": {"order": (2, 1, 0, 3), "mean": (116.190, 97.203, 92.318, 7.844), "scale": (1.0, 1.0, 1.0, 1.0)},
+    "dilation_voc": {"order": (2, 1, 0), "mean": (102.93, 111.36, 116.52), "scale": (1.0, 1.0, 1.0)},
+    "dilation_camvid": {"order": (2, 1, 0), "mean": (110.70313, 108.77809, 105.41213), "scale": (1.0, 1.0, 1.0)},
+    "dilation_kitti": {"order": (2, 1, 0), "mean": (96.19430, 95.55137, 91.34692), "scale": (1.0, 1.0, 1.0)},
+    "dilation_cityscapes": {"order": (2, 1, 0), "mean": (72.39, 82.91, 73.16), "scale": (1.0, 1.0, 1.0)},
 }
 
 

@@ -24,5 +24,11 @@ MODELS = LazyTable(
         "deeplab_v2_resnet101": "kerasseg.models.deeplab_v2:deeplab_v2_resnet101",
         "deeplab_v3": "kerasseg.models.deeplab_v3:deeplab_v3",
         "deeplab_v3_cascade": "kerasseg.models.deeplab_v3:deeplab_v3_cascade",
+        "dilation_frontend": "kerasseg.models.dilation:dilation_frontend",
+        "dilation7": "kerasseg.models.dilation:dilation7",
+        "dilation8": "kerasseg.models.dilation:dilation8",
+        "dilation10": "kerasseg.models.dilation:dilation10",
+        "gcn": "kerasseg.models.gcn:gcn",
+        "deconvnet": "kerasseg.models.deconvnet:deconvnet",
     },
 )

@@ -61,13 +61,20 @@ class Recipe:
     split: str = _is("part of the data set to train on", default="train")
     validation_split: str | None = _is("part to validate on while training", default="val")
     sampling: str = _is("shuffle (each image once an epoch) or replacement (an independent draw each time)", default="shuffle")
+    features: str | None = _is(
+        "layer whose maps, of the network that a stage starts from, are stored once and trained on instead of images", default=None
+    )
+    examples: str = _is("what is cut out of the images: images (nothing), objects or proposals", default="images")
+    boxes: str | None = _is("file of boxes, JSON or CSV, for examples=proposals (default: dense windows)", default=None)
     bootstrap_classes: tuple[str, ...] = _is("names of rare classes: training images that hold one count twice", default=())
     # Augmentation, in this order
+    resize: tuple[int, int] | None = _is("size that every example is resized to, e.g. 250x250", default=None)
     image_scale: float = _is("size at which images are used, as a share of their own; evaluation uses it too", default=1.0)
     random_scale: tuple[float, float] | None = _is("smallest and largest random factor on top of image_scale", default=None)
     random_scale_step: float | None = _is("distance of the random factors, e.g. 0.25 (default: any between)", default=None)
     color_jitter: float = _is("random change of brightness, contrast and saturation, by up to this share", default=0.0)
     jitter: int = _is("random translation by up to so many pixels", default=0)
+    margin: int = _is("pixels by which images are continued on all sides by reflection; crops are cut from that", default=0)
     pad_size: tuple[int, int] | None = _is("size to pad whole images to, where one size is needed (tpu)", default=None)
     crop_size: tuple[int, int] | None = _is("random crop, height and width in pixels, e.g. 321x321", default=None)
     flip: bool = _is("mirror half of the images", default=False)
@@ -77,6 +84,7 @@ class Recipe:
     loss: str = _is("cross_entropy (softmax), or sigmoid_cross_entropy", default="cross_entropy")
     loss_weights: Mapping[str, float] = _is("factors of the losses of several outputs, as output=factor", default_factory=dict)
     label_offset: int = _is("rows and columns cut off a label before it is subsampled to smaller logits", default=0)
+    label_margin: int = _is("pixels of the label that a network without padding of its own eats on every side", default=0)
     hard_pixel_share: float = _is("share of each image's valid pixels, those of the largest loss, that count", default=1.0)
     class_weights: tuple[float, ...] | None = _is("weight of each class in the loss, e.g. 1,2,0.5", default=None)
     loss_normalization: str = _is("valid: mean over pixels that are not ignored; sum: sum over them", default="valid")
@@ -176,6 +184,14 @@ class Recipe:
         """
         named = {"backbone": self.backbone, "output_stride": self.output_stride, "weights": self.weights}
         return {"width_multiplier": self.width_multiplier, **{k: v for k, v in named.items() if v is not None}, **self.arguments}
+
+    def on_features(self, data_dir: str) -> "Recipe":
+        """Gives the recipe as it trains on stored `features`: these are its data, their images were scaled and padded before.
+
+        Args:
+            data_dir: Folder of the stored features.
+        """
+        return self.override(data="features", data_dir=str(data_dir), features=None, image_scale=1.0, pad_size=None)
 
     def as_trained(self) -> "Recipe":
         """Gives the recipe whose network is the one that trains: its `training_arguments` are among its arguments."""

@@ -9,13 +9,26 @@ import keras
 
 from kerasseg.backbones import BACKBONES
 from kerasseg.backbones.building import accepts, first_line
-from kerasseg.data import DATA_SETS, Bootstrapped, DataSet, open_data
-from kerasseg.data.transforms import ColorJitter, Flip, Jitter, LossSampling, PadTo, RandomCrop, RandomScale, Resize
+from kerasseg.data import DATA_SETS, Bootstrapped, DataSet, open_data, read_boxes
+from kerasseg.data.transforms import (
+    ColorJitter,
+    Flip,
+    Jitter,
+    LossSampling,
+    PadTo,
+    RandomCrop,
+    RandomScale,
+    ReflectionMargin,
+    Resize,
+)
 from kerasseg.errors import KerassegError
 from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
 from kerasseg.recipes.base import Recipe
-from kerasseg.tables import did_you_mean
+from kerasseg.tables import did_you_mean, import_lazily
+
+EXAMPLES = ("images", "objects", "proposals")
+"""What a recipe may cut out of its images."""
 
 
 def build_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) -> keras.Model:
@@ -81,16 +94,31 @@ def open_recipe_data(recipe: Recipe, split: str | None) -> DataSet:
 
 
 def open_training_data(recipe: Recipe, report: Callable[[int, int], None] | None = None) -> DataSet:
-    """Opens what a recipe trains on: its split, with the images of its `bootstrap_classes` twice.
+    """Opens what a recipe trains on: its split, with the images of its `bootstrap_classes` twice, or its `examples` cut out of it.
 
     Args:
         recipe: The recipe.
-        report: Called while the labels are searched for those classes, with the number read and of all.
+        report: Called while the labels are searched for those classes or for objects, with the number read and of all.
     Raises:
-        KerassegError: As `open_recipe_data`, or if a class is unknown or nowhere to be found.
+        KerassegError: As `open_recipe_data`, or if a class is unknown or nowhere to be found, or the boxes cannot be used.
     """
+    if recipe.examples not in EXAMPLES:
+        raise KerassegError(f"examples='{recipe.examples}' of recipe {recipe.name}: {did_you_mean(recipe.examples, EXAMPLES)}")
+    # With objects they are allowed: options hold in every stage.
+    if recipe.boxes and recipe.examples == "images":
+        raise KerassegError(f"boxes='{recipe.boxes}' with examples='{recipe.examples}': boxes need --examples proposals")
+    # Before anything is read of the images: a file that is missing shows at once.
+    boxes = read_boxes(recipe.boxes) if recipe.boxes else None
     data = open_recipe_data(recipe, recipe.split)
-    return Bootstrapped(data, recipe.bootstrap_classes, report) if recipe.bootstrap_classes else data
+    if recipe.bootstrap_classes:
+        data = Bootstrapped(data, recipe.bootstrap_classes, report)
+    if recipe.examples == "images":
+        return data
+    # scipy is imported for these alone.
+    crops = import_lazily("kerasseg.data.object_crops")
+    if recipe.examples == "objects":
+        return crops.ObjectCrops(data, report=report)
+    return crops.ProposalCrops(data, boxes, where=f"'{recipe.boxes}'", report=report)
 
 
 def images_per_pass(recipe: Recipe) -> int:
@@ -120,8 +148,10 @@ def padding_color(recipe: Recipe, data: DataSet) -> tuple[float, ...]:
         recipe: The recipe.
         data: Its data, whose mean counts where the network does not preprocess.
     Returns:
-        RGB, 0–255.
+        RGB, 0–255; zeros where the data are stored features.
     """
+    if not data.photographs:
+        return data.mean
     defaults = {name: parameter.default for name, parameter in inspect.signature(MODELS[recipe.arch]).parameters.items()}
     spec = recipe.arguments.get("preprocessing", defaults["preprocessing"])
     if spec == "backbone":
@@ -143,6 +173,8 @@ def recipe_transforms(recipe: Recipe, fill) -> tuple:
         Transforms in the order in which they act.
     """
     transforms = []
+    if recipe.resize:
+        transforms.append(Resize(size=recipe.resize))
     if recipe.random_scale:
         low, high = recipe.random_scale
         step = recipe.random_scale_step and recipe.random_scale_step * recipe.image_scale
@@ -154,6 +186,8 @@ def recipe_transforms(recipe: Recipe, fill) -> tuple:
         transforms.append(ColorJitter(recipe.color_jitter))
     if recipe.jitter:
         transforms.append(Jitter(recipe.jitter, fill))
+    if recipe.margin:
+        transforms.append(ReflectionMargin(recipe.margin))
     if recipe.pad_size:
         transforms.append(PadTo(recipe.pad_size, fill))
     if recipe.crop_size:

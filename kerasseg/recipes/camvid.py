@@ -56,3 +56,45 @@ CAMVID_DEEPLAB_V3 = CAMVID_SMALL.override(
     validate_every=None,
     command="python train.py --recipe camvid_deeplab_v3 --data-dir CAMVID",
 )
+# A quarter of ResNet-50 and the global heads; crops of 8×11 cells of 32 pixels: from the middle, a kernel of 15 sees the whole map.
+CAMVID_GCN = CAMVID_SMALL.override(
+    name="camvid_gcn",
+    arch="gcn",
+    backbone="resnet50_msra",
+    arguments={"preprocessing": "torch", "batch_norm_momentum": 0.9},
+    image_scale=0.75,
+    crop_size=(256, 352),
+    iterations=1600,
+    validate_every=None,
+    command="python train.py --recipe camvid_gcn --data-dir CAMVID",
+)
+# Whole images, since a smaller crop would be mostly margin. benchmarks/camvid_ablations.py puts context modules behind it.
+CAMVID_DILATION_FRONTEND = CAMVID_SMALL.override(
+    name="camvid_dilation_frontend",
+    arch="dilation_frontend",
+    arguments={"preprocessing": "torch", "dropout_rate": 0.0},
+    image_scale=1.0,
+    random_scale=(0.75, 1.25),
+    margin=186,
+    crop_size=(732, 852),
+    label_margin=186,
+    training_arguments={"margin": None},
+    # No batch normalization, and one image a step.
+    learning_rate=3e-4,
+    warmup_steps=100,
+    iterations=1200,
+    batch_size=1,
+    validate_every=None,
+    command="python train.py --recipe camvid_dilation_frontend --data-dir CAMVID",
+)
+CAMVID_DECONVNET = CAMVID_SMALL.override(
+    name="camvid_deconvnet",
+    arch="deconvnet",
+    arguments={"preprocessing": "torch", "batch_norm_momentum": 0.9},
+    image_scale=0.6,
+    crop_size=(224, 288),
+    batch_size=4,
+    iterations=1200,
+    validate_every=None,
+    command="python train.py --recipe camvid_deconvnet --data-dir CAMVID",
+)

@@ -19,10 +19,20 @@ from kerasseg.evaluation.loading import evaluation_network
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network, images_per_pass, open_recipe_data
 from kerasseg.runs import Checkpoints, Run
+from kerasseg.training.feature_stages import (
+    Origin,
+    check_stored,
+    count_images,
+    feature_folder,
+    is_stored,
+    origin_of,
+    recorded_origin,
+)
+from kerasseg.training.features import SampleFeatures
 from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, feed, one_line_errors, start_from
 from kerasseg.training.recording import validate
 from kerasseg.training.session import check_iterations, restore
-from kerasseg.training.stages import check_predecessors, check_same_stages, sources_of_init, stage_runs
+from kerasseg.training.stages import check_predecessors, check_same_stages, sources_of_init, stage_origin, stage_runs
 from kerasseg.training.strategies import make_strategy
 from kerasseg.training.trainer import Trainer
 
@@ -50,7 +60,8 @@ class DryRun:
         images_per_step: Images of each step.
         evaluation: Seconds that one validation takes; `None` without validation.
         evaluation_image: Seconds of each of its images, as measured on a few.
-        total: Seconds to the end, from where the run stands, checkpoints and validations included.
+        total: Seconds to the end, from where the run stands, checkpoints, validations and storing included.
+        storing: Seconds to store the features that it trains on; `None` if it trains on none, or they are there.
     """
 
     network: str
@@ -68,6 +79,7 @@ class DryRun:
     evaluation: float | None
     evaluation_image: float | None
     total: float
+    storing: float | None = None
 
 
 def dry_run_all(recipe: Recipe, run: Run, *, stage: str | None = None, init: str | Path | None = None) -> dict[str, DryRun]:
@@ -87,7 +99,9 @@ def dry_run_all(recipe: Recipe, run: Run, *, stage: str | None = None, init: str
     # Made once, whatever the stages: the workers of a cluster join once.
     strategies = cache(make_strategy)
     if not recipe.stages:
-        return {recipe.name: dry_run(recipe, run=run, sources=sources_of_init(init), strategies=strategies)}
+        origin = origin_of(init or recorded_origin(recipe, run))
+        found = dry_run(recipe, run=run, sources=sources_of_init(init), strategies=strategies, origin=origin)
+        return {recipe.name: found}
     places = stage_runs(recipe, run)
     names = [stage] if stage else list(places)
     due = [name for name in names if stage or not (places[name].exists and check_iterations(recipe.stage(name), places[name]))]
@@ -95,8 +109,10 @@ def dry_run_all(recipe: Recipe, run: Run, *, stage: str | None = None, init: str
         check_predecessors(recipe, places, stage)
     found = {}
     for name in due:
-        sources = sources_of_init(init) if init and name == names[0] else _trained(recipe, places, name)
-        found[name] = dry_run(recipe.stage(name), run=places[name], sources=sources, strategies=strategies)
+        own = init if name == names[0] else None
+        sources = sources_of_init(own) if own else _trained(recipe, places, name)
+        origin = stage_origin(recipe, places, name, own)
+        found[name] = dry_run(recipe.stage(name), run=places[name], sources=sources, strategies=strategies, origin=origin)
         # Models are cycles: without this they would lie in memory together.
         gc.collect()
     return found
@@ -113,6 +129,7 @@ def dry_run(
     run: Run | None = None,
     sources: Mapping[Path, str] | None = None,
     strategies: StrategyMaker = make_strategy,
+    origin: Origin | None = None,
 ) -> DryRun:
     """Does a few steps, one save and one evaluation of what a recipe without stages describes, and throws them away.
 
@@ -121,13 +138,22 @@ def dry_run(
         run: The run directory; one that was begun is resumed, as far as that goes without writing.
         sources: Run or model that a new run would start from → suffix of the layer names that it fills.
         strategies: What makes the strategy.
+        origin: Gives the network whose features it trains on, instead of starting from it.
     Raises:
         KerassegError: If something in the recipe is unknown, missing or does not fit, or the run directory does not allow it.
     """
     resumed = run is not None and run.exists
     if resumed:
         check_resumption(recipe, run)
-    data, trainer = check_recipe(recipe, strategies=strategies)
+    photographs = recipe
+    if recipe.features:
+        sources = None
+        if run is not None and is_stored(recipe, run):
+            check_stored(recipe, run, origin)
+            photographs = recipe = recipe.on_features(feature_folder(run))
+    data, trainer = check_recipe(recipe, strategies=strategies, origin=origin)
+    if recipe.features:
+        recipe = recipe.on_features("")
     new_layers = None
     if resumed:
         restore(recipe, run, trainer, lambda record: None)
@@ -136,15 +162,21 @@ def dry_run(
             # Only to see that they are there and fit.
             build_network(recipe, data.labels.num_classes)
         new_layers = start_from(trainer.model, sources) if sources else None
-    return _measure(recipe, trainer, data, new_layers)
+    validation = open_recipe_data(photographs, photographs.validation_split) if recipe.validate_every else None
+    if not isinstance(data, SampleFeatures):
+        return _measure(recipe, trainer, data, validation, new_layers)
+    validation = validation and data.of(validation)
+    storing = data.seconds * count_images(photographs)
+    found = _measure(recipe, trainer, data, validation, new_layers)
+    return dataclasses.replace(found, storing=storing, total=found.total + storing)
 
 
-def _measure(recipe: Recipe, trainer: Trainer, data: DataSet, new_layers: list[str] | None) -> DryRun:
+def _measure(recipe: Recipe, trainer: Trainer, data: DataSet, validation: DataSet | None, new_layers: list[str] | None) -> DryRun:
     done, trainable = trainer.step, sum(map(_size, trainer.model.trainable_variables))
     with one_line_errors():
         memory, (first, step) = _largest_memory(lambda: _time_steps(recipe, trainer, data))
         save, checkpoint = _time_save(trainer)
-        images, image = _time_evaluation(recipe, trainer.model, data) if recipe.validate_every else (0, None)
+        images, image = _time_evaluation(recipe, trainer.model, data, validation) if validation is not None else (0, None)
     evaluation, left = None if image is None else image * images, max(recipe.iterations - done, 0)
     saves = left // recipe.checkpoint_every + 1
     validations = left // recipe.validate_every + 1 if recipe.validate_every else 0
@@ -188,9 +220,8 @@ def _time_save(trainer: Trainer) -> tuple[float, int]:
         return time.perf_counter() - start, path.stat().st_size
 
 
-def _time_evaluation(recipe: Recipe, model: keras.Model, training: DataSet) -> tuple[int, float]:
+def _time_evaluation(recipe: Recipe, model: keras.Model, training: DataSet, data: DataSet) -> tuple[int, float]:
     """Images of a whole validation, and seconds of each."""
-    data = open_recipe_data(recipe, recipe.validation_split)
     if recipe.training_arguments:
         model = evaluation_network(recipe, model, training.labels.num_classes)
     count = min(len(data), recipe.validation_images or len(data))

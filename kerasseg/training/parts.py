@@ -26,9 +26,11 @@ from kerasseg.recipes.building import (
 )
 from kerasseg.runs import Run
 from kerasseg.tables import did_you_mean
+from kerasseg.training.feature_stages import Origin, check_channels, check_feature_fields, sample_features
 from kerasseg.training.freezing import freeze
 from kerasseg.training.optimizers import make_optimizer
 from kerasseg.training.parameter_server import AsynchronousTrainer
+from kerasseg.training.recording import Report
 from kerasseg.training.strategies import make_strategy
 from kerasseg.training.trainer import Trainer
 
@@ -37,8 +39,8 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 # What decides the state of a run: its variables, and where in the training sequence it stands.
 _FIXED = (
     "arch", "backbone", "width_multiplier", "output_stride", "arguments", "training_arguments", "freeze", "freeze_batch_norm",
-    "precision", "optimizer", "label_offset", "data", "split", "seed", "sampling", "bootstrap_classes", "batch_size",
-    "accumulation", "loss_sampling",
+    "precision", "optimizer", "label_offset", "label_margin", "data", "split", "features", "examples", "boxes", "seed", "sampling",
+    "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
 )  # fmt: skip
 
 # Images of which no side is smaller fit into every network there is.
@@ -113,25 +115,34 @@ def feed(recipe: Recipe, data: DataSet, start: int, share: Share) -> tf.data.Dat
     )
 
 
-def check_recipe(recipe: Recipe, *, strategies: StrategyMaker = make_strategy) -> tuple[DataSet, Trainer]:
+def check_recipe(
+    recipe: Recipe, *, strategies: StrategyMaker = make_strategy, origin: Origin | None = None, report: Report = lambda record: None
+) -> tuple[DataSet, Trainer]:
     """Makes everything that a recipe names and trains nothing.
 
     Args:
         recipe: The recipe, without stages.
         strategies: What makes the strategy.
+        origin: Gives the network whose features it trains on, trained or not.
+        report: Called with `searched` and `of` while labels are searched.
     Returns:
-        Its training data, the first batch decoded, and what would train its network.
+        Its training data, the first batch decoded, and what would train its network. Of features that would be stored, those of
+        the first image stand for all.
     Raises:
         KerassegError: If something in it is unknown, missing or does not fit.
     """
     check_sizes(recipe)
     strategy = recipe_strategy(recipe, strategies)
-    data = open_training_data(recipe)
+    if recipe.validate_every or (recipe.features and recipe.validation_split):
+        open_recipe_data(recipe, recipe.validation_split)
+    data = open_training_data(recipe, lambda done, total: report({"searched": done, "of": total}))
+    if recipe.features:
+        data, recipe = sample_features(recipe, origin, data), recipe.on_features("")
     with one_line_errors():
         next(iter(feed(recipe, data, 0, Share())))
-    if recipe.validate_every:
-        open_recipe_data(recipe, recipe.validation_split)
-    return data, make_trainer(recipe, data.labels.num_classes, strategy, initial=False)
+    trainer = make_trainer(recipe, data.labels.num_classes, strategy, initial=False)
+    check_channels(trainer.model, data)
+    return data, trainer
 
 
 def check_sizes(recipe: Recipe) -> None:
@@ -144,10 +155,16 @@ def check_sizes(recipe: Recipe) -> None:
         raise KerassegError(f"precision='{recipe.precision}': expected one of {', '.join(PRECISIONS)}")
     if recipe.strategy == "parameter_server":
         _check_asynchronous(recipe)
+    check_feature_fields(recipe)
+    on_maps = bool(recipe.features) or recipe.data == "features"
+    if recipe.features:
+        recipe = recipe.on_features("")
     size = static_size(recipe_transforms(recipe, (0.0, 0.0, 0.0)))
     fixed = tuple(recipe.arguments.get("input_shape") or ())[:2]
     if size is None and (recipe.jit_compile or recipe.strategy == "tpu"):
         what = "jit_compile" if recipe.jit_compile else "strategy='tpu'"
+        if on_maps:
+            raise KerassegError(f"{what} needs maps of one size: pass --crop-size in their cells, with --stage if there are stages")
         raise KerassegError(f"{what} needs images of one size: pass --crop-size, such as 321x321, or for whole images --pad-size")
     if recipe.pad_size and recipe.crop_size and any(c > p for c, p in zip(recipe.crop_size, recipe.pad_size, strict=True)):
         crop, pad = ("x".join(map(str, sides)) for sides in (recipe.crop_size, recipe.pad_size))
@@ -275,6 +292,7 @@ def _make_loss(recipe: Recipe):
         "class_weights": recipe.class_weights,
         "hard_pixel_share": recipe.hard_pixel_share,
         "label_offset": recipe.label_offset,
+        "label_margin": recipe.label_margin,
     }
     if recipe.loss == "sigmoid_cross_entropy":
         arguments["null_background"] = bool(recipe.arguments.get("null_background"))

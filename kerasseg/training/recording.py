@@ -113,7 +113,8 @@ class Recorder:
     def _scores(self, step: int) -> dict[str, float]:
         model = self._evaluated()
         scores = validate(self._recipe, model, self._validation, self._recipe.validation_images)
-        self._draw(step, model)
+        if self._validation.photographs:
+            self._draw(step, model)
         return scores
 
     def _evaluated(self) -> keras.Model:
@@ -177,12 +178,13 @@ def validate(recipe: Recipe, model, data: DataSet, limit: int | None) -> dict[st
     Args:
         recipe: The recipe, whose image scale counts.
         model: The network.
-        data: Validation data.
+        data: Validation data; stored features, whose scale was that of their images, are scored at their own stride.
         limit: Only the first so many images; `None` is all.
     Returns:
         The four scores of the paper, 0–1.
     """
-    return evaluate(model, data, Inference(scales=(recipe.image_scale,)), limit=limit).summary()
+    scale = recipe.image_scale if data.photographs else 1.0
+    return evaluate(model, data, Inference(scales=(scale,)), limit=limit).summary()
 
 
 def _pictures(recipe: Recipe, model, data: DataSet) -> np.ndarray:

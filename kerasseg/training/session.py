@@ -1,5 +1,6 @@
 """One training run in a run directory, from the start or from where it stopped."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
@@ -14,8 +15,10 @@ from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import images_per_pass, open_recipe_data, open_training_data
 from kerasseg.runs import Preempted, Run
 from kerasseg.training.diagnosis import notices
+from kerasseg.training.feature_stages import check_channels, feature_folder, origin_of, store_for
 from kerasseg.training.parts import (
     StrategyMaker,
+    check_recipe,
     check_resumption,
     check_sizes,
     feed,
@@ -48,7 +51,8 @@ def train_run(
     Args:
         recipe: The recipe.
         run: Where it is recorded; a run that was begun is resumed, and its record keeps what the recipe changes.
-        sources: Run or model that a new run starts from → suffix of the layer names that it fills; one that was begun goes on.
+        sources: Run or model that a new run starts from → suffix of the layer names that it fills; one that was begun goes on. Of
+            a recipe with `features`, the one whose features are stored, of a run that was begun too.
         strategies: What makes the strategy.
         preemption: What notes SIGTERM, where somebody else has entered it.
         on_begin: Called after the first step, before the run directory is begun or changed.
@@ -66,9 +70,54 @@ def train_run(
     strategy = recipe_strategy(recipe, strategies)
     workers, chief = Workers(strategy), is_chief(strategy)
     report = report if chief else lambda record: None
-    data = open_training_data(recipe, lambda done, total: report({"searched": done, "of": total}))
-    validation = open_recipe_data(recipe, recipe.validation_split) if recipe.validate_every else None
-    trainer = make_trainer(recipe, data.labels.num_classes, strategy, initial=not resumed)
+    noting = nullcontext(preemption) if preemption else Preemption()
+    with noting as preemption:
+        used = recipe
+        if recipe.features:
+            used, sources = _on_stored(recipe, run, sources, strategies, preemption, workers, report if chief else None), None
+        data = open_training_data(used, lambda done, total: report({"searched": done, "of": total}))
+        validation = open_recipe_data(used, used.validation_split) if used.validate_every else None
+        trainer = make_trainer(used, data.labels.num_classes, strategy, initial=not resumed)
+        check_channels(trainer.model, data)
+        _start(recipe, run, trainer, sources, workers, report)
+        recorder = Recorder(recipe, run, trainer, data.labels, validation, report) if chief else None
+        # Closed in any case: the data set's threads shall end now, and not when Python is half gone.
+        steps = trainer.train(partial(feed, used, data), recipe.iterations, _stops(recipe))
+        with closing(steps), recorder or nullcontext(), _way_back(run), one_line_errors():
+            if recorder and resumed:
+                recorder.catch_up()
+            # Done before anything is written: what is wrong with the images or their sizes shows here.
+            first = next(steps, None)
+            if recorder:
+                on_begin()
+                recorder.resume() if resumed else recorder.begin()
+            _follow(chain([first] if first else [], steps), trainer, run, preemption, workers, recorder)
+            model = recorder.finish() if recorder else None
+            workers.meet()
+    return model or load_model(run.path)
+
+
+def _on_stored(recipe: Recipe, run: Run, sources, strategies, preemption, workers: Workers, report: Report | None) -> Recipe:
+    """Stores the features that a recipe trains on, and gives the recipe that trains on them. The chief, who reports, stores."""
+    if len(sources or {}) > 1:
+        raise KerassegError(f"{recipe.name} stores the features of one network, received {', '.join(map(str, sources))}: name one")
+    path = next(iter(sources or {}), None)
+    if not run.exists:
+        check_recipe(recipe, strategies=strategies, origin=origin_of(path))
+    with one_line_errors():
+        if report:
+            store_for(recipe, run, path, preemption, report)
+            # Models are cycles: without this the one that was stored of would lie in memory while the other trains.
+            gc.collect()
+        workers.meet()
+    return recipe.on_features(feature_folder(run))
+
+
+def _start(
+    recipe: Recipe, run: Run, trainer: Trainer, sources: Mapping[Path, str] | None, workers: Workers, report: Report
+) -> None:
+    """Brings a trainer to where the run stands, or starts it from other networks, and reports that."""
+    resumed = run.exists
     if resumed:
         restore(recipe, run, trainer, report)
         if sources:
@@ -80,22 +129,6 @@ def train_run(
     if not (resumed or sources):
         for notice in notices(trainer.model, recipe.iterations * recipe.accumulation):
             report({"notice": notice})
-    recorder = Recorder(recipe, run, trainer, data.labels, validation, report) if chief else None
-    # Closed in any case: the data set's threads shall end now, and not when Python is half gone.
-    steps = trainer.train(partial(feed, recipe, data), recipe.iterations, _stops(recipe))
-    noting = nullcontext(preemption) if preemption else Preemption()
-    with closing(steps), noting as preemption, recorder or nullcontext(), _way_back(run), one_line_errors():
-        if recorder and resumed:
-            recorder.catch_up()
-        # Done before anything is written: what is wrong with the images or their sizes shows here.
-        first = next(steps, None)
-        if recorder:
-            on_begin()
-            recorder.resume() if resumed else recorder.begin()
-        _follow(chain([first] if first else [], steps), trainer, run, preemption, workers, recorder)
-        model = recorder.finish() if recorder else None
-        workers.meet()
-    return model or load_model(run.path)
 
 
 def check_iterations(recipe: Recipe, run: Run) -> bool:

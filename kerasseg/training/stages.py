@@ -12,8 +12,9 @@ from kerasseg.errors import KerassegError
 from kerasseg.evaluation import load_model
 from kerasseg.labels import LabelTable
 from kerasseg.recipes import Recipe
-from kerasseg.recipes.building import open_recipe_data
+from kerasseg.recipes.building import build_network, open_recipe_data
 from kerasseg.runs import Preempted, Run
+from kerasseg.training.feature_stages import Origin, origin_of, recorded_origin
 from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, recipe_strategy
 from kerasseg.training.preemption import Preemption
 from kerasseg.training.recording import Report
@@ -46,7 +47,8 @@ def train_recipe(
         report: Called with each record of the log: `step`, `loss`, `learning_rate`, and scores after a validation. Also with
             `stage` (and `finished`) where a stage begins, `started_from` and `new_layers` where weights were taken over, `done`,
             `iterations` and `images` (per step) before the first step, `searched` and `of` while labels are searched for
-            `bootstrap_classes`, and `notice` with a line that a person should see.
+            `bootstrap_classes` or `examples`, which is done when stages are checked and again when each begins, `stored`, `of`
+            and `split` while features are stored, and `notice` with a line that a person should see.
     Returns:
         The trained network, in float32: the best of the validations, or the last step where there were none or the recipe says
         so. With stages, that of the last one trained.
@@ -62,7 +64,8 @@ def train_recipe(
         return _train_stages(recipe, run, stage, init, strategies, report)
     if stage:
         raise KerassegError(f"recipe {recipe.name} has no stages, received --stage {stage}: omit it")
-    return train_run(recipe, run, sources=sources_of_init(init), strategies=strategies, report=report)
+    sources = sources_of_init(init or recorded_origin(recipe, run))
+    return train_run(recipe, run, sources=sources, strategies=strategies, report=report)
 
 
 def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies, report: Report) -> keras.Model:
@@ -77,7 +80,7 @@ def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies,
     strategy = recipe_strategy(recipe.final(), strategies)
     workers, chief = Workers(strategy), is_chief(strategy)
     workers.check_same(len(unfinished), run.path)
-    labels = _check_stages(recipe, places, due, strategies)
+    labels = _check_stages(recipe, places, due, strategies, {names[0]: init}, report if chief else lambda record: None)
     model, last = None, places[recipe.stages[-1].name]
     with Preemption() as preemption:
         for name in names:
@@ -131,7 +134,7 @@ def check_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) ->
     Raises:
         KerassegError: If that is so.
     """
-    if places[stage].exists:
+    if places[stage].exists or recorded_origin(recipe.stage(stage), places[stage]):
         return
     for name in recipe.predecessors(stage):
         if not places[name].model_path.is_file():
@@ -141,12 +144,15 @@ def check_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) ->
             )
 
 
-def _check_stages(recipe: Recipe, places: Mapping[str, Run], names: Iterable[str], strategies: StrategyMaker) -> LabelTable:
+def _check_stages(
+    recipe: Recipe, places: Mapping[str, Run], names: Iterable[str], strategies: StrategyMaker, init, report: Report
+) -> LabelTable:
     """Finds what is wrong with any stage before the first is trained, and what the classes of the last one are."""
     for name in names:
         if places[name].exists:
             check_resumption(recipe.stage(name), places[name])
-        check_recipe(recipe.stage(name), strategies=strategies)
+        origin = stage_origin(recipe, places, name, init.get(name))
+        check_recipe(recipe.stage(name), strategies=strategies, origin=origin, report=report)
         # Models are cycles: without this they would lie in memory together.
         gc.collect()
     return open_recipe_data(recipe.final(), recipe.final().split).labels
@@ -175,7 +181,42 @@ def sources_of_init(init: str | Path | None) -> dict[Path, str]:
     return {Path(init): ""} if init else {}
 
 
+def stage_origin(recipe: Recipe, places: Mapping[str, Run], stage: str, init: str | Path | None) -> Origin | None:
+    """Gives the network whose features a stage trains on: trained where it is, else as it will be built.
+
+    Args:
+        recipe: The recipe.
+        places: Name of each stage → its run.
+        stage: The stage.
+        init: What takes the place of its predecessor.
+    Returns:
+        `None` for a stage that trains on images.
+    Raises:
+        KerassegError: If its predecessors are not one.
+    """
+    if not recipe.stage(stage).features:
+        return None
+    known = init or recorded_origin(recipe.stage(stage), places[stage])
+    if known:
+        return origin_of(known)
+    predecessors = list(recipe.predecessors(stage))
+    if len(predecessors) != 1:
+        raise KerassegError(
+            f"stage '{stage}' of recipe {recipe.name} trains on the features of one network, received starts_from "
+            f"{', '.join(predecessors) or 'nothing'}: name one earlier stage"
+        )
+    if places[predecessors[0]].model_path.is_file():
+        return origin_of(places[predecessors[0]].path)
+    return partial(build_network, recipe.stage(predecessors[0]), initial_weights=False)
+
+
 def _of_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) -> dict[Path, str]:
+    recorded = recorded_origin(recipe.stage(stage), places[stage])
+    if recorded:
+        return {recorded: ""}
+    if recipe.stage(stage).features and places[stage].exists:
+        # That their features are still those that are stored.
+        return {places[name].path: "" for name in recipe.predecessors(stage) if places[name].model_path.is_file()}
     if places[stage].exists:
         return {}
     return {places[name].path: suffix for name, suffix in recipe.predecessors(stage).items()}

@@ -1,0 +1,171 @@
+"""The options that say how a network is run on an image, shared by the commands that run one."""
+
+import argparse
+import dataclasses
+import zlib
+from pathlib import Path
+
+from kerasseg.cli.opening import Opened, open_run_or_model, output_classes
+from kerasseg.cli.options import parse_range, parse_size
+from kerasseg.errors import KerassegError
+
+# Option → the options that mean something only with it.
+_DEPENDENT = {"tiles": ("zoom",), "windows": ("window_count",), "proposals": ("max_proposals", "min_side", "ensemble")}
+# Options that are paths → what they want.
+_EXPECTED = {
+    "proposals": "a file of boxes, such as boxes.json, or dense, or selective_search",
+    "ensemble": "a run directory or .keras file",
+}
+
+
+def add_inference_options(made: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a network is run on an image."""
+    made.add_argument("--tta", action="store_true", help="test-time augmentation: three scales, each also mirrored")
+    made.add_argument("--scales", type=parse_range, default=None, help="factors of the image size (default: the run's, or 1)")
+    made.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    made.add_argument("--output-stride", type=int, default=None, help="image pixels per feature pixel (default: the run's)")
+    tiles = made.add_argument_group("tiles of the reflected image (Dilation)")
+    tiles.add_argument(
+        "--tiles",
+        type=parse_size,
+        default=None,
+        metavar="HxW",
+        help="size with the 186 px margin; the authors': VOC 900x900, CamVid 900x1100, KITTI 852x1640, Cityscapes 1396x1396",
+    )
+    tiles.add_argument("--zoom", default=None, help="from cells to pixels: authors (default) or bilinear")
+    windows = made.add_argument_group("overlapping windows, averaged (GCN)")
+    windows.add_argument("--windows", type=parse_size, default=None, metavar="HxW", help="size; for Cityscapes 1024x1024")
+    windows.add_argument("--window-count", type=int, default=None, help="windows along a longer side (default: 4)")
+    proposals = made.add_argument_group("boxes around likely objects, the maximum of each class (DeconvNet)")
+    proposals.add_argument(
+        "--proposals",
+        default=None,
+        metavar="FILE",
+        help="file of boxes, JSON or CSV by image; or dense, windows of several sizes; or selective_search",
+    )
+    proposals.add_argument("--max-proposals", type=int, default=None, help="how many boxes of an image count (default: 50)")
+    proposals.add_argument("--min-side", type=int, default=None, help="pixels that both sides of a box must have (default: 112)")
+    proposals.add_argument(
+        "--ensemble",
+        default=None,
+        metavar="RUN_OR_MODEL",
+        help="network whose scores, from 0, multiply the proposals' (EDeconvNet: FCN-8s)",
+    )
+
+
+def check_inference_options(options) -> None:
+    """Refuses options that contradict each other, before anything is opened.
+
+    Raises:
+        KerassegError: If there are such.
+    """
+    chosen = [name for name in _DEPENDENT if getattr(options, name) is not None]
+    for name, expected in _EXPECTED.items():
+        if getattr(options, name) is not None and not getattr(options, name).strip():
+            raise KerassegError(f"{_flag(name)} '': expected {expected}")
+    if len(chosen) > 1:
+        raise KerassegError(
+            f"{' and '.join(map(_flag, chosen))}: expected one way to run the network, such as {_flag(chosen[0])} alone"
+        )
+    for name, others in _DEPENDENT.items():
+        for other in others:
+            if name not in chosen and getattr(options, other) is not None:
+                raise KerassegError(f"{_flag(other)} {getattr(options, other)}: means something only with {_flag(name)}")
+
+
+def chosen_inference(opened: Opened, options):
+    """Makes the inference that the options describe, on top of the scale that the run trained at.
+
+    Raises:
+        KerassegError: If they cannot be followed.
+    """
+    from kerasseg.evaluation import Inference
+
+    scales = options.scales or ((opened.recipe.image_scale,) if opened.recipe else (1.0,))
+    inference = Inference(scales=scales, flip=options.flip, method=chosen_method(opened, options))
+    return inference.with_tta() if options.tta else inference
+
+
+def chosen_method(opened: Opened, options):
+    """Makes the method that the options describe.
+
+    Raises:
+        KerassegError: If they cannot be followed.
+    """
+    from kerasseg.evaluation import Proposals, Tiles, WholeImage, Windows
+
+    check_inference_options(options)
+    if options.tiles is not None:
+        return Tiles(options.tiles, **_given(zoom=options.zoom))
+    if options.windows is not None:
+        return Windows(options.windows, **_given(count=options.window_count))
+    if options.proposals is not None:
+        made = Proposals(options.proposals, **_given(maximum=options.max_proposals, minimum_side=options.min_side))
+        return made if options.ensemble is None else _with_ensemble(made, opened, options.ensemble)
+    return WholeImage()
+
+
+def _with_ensemble(method, opened: Opened, path: str):
+    """Adds the second network, seen at the scale that its own run trained at."""
+    second = open_run_or_model(path)
+    counts, tables = [output_classes(each.model) for each in (opened, second)], [each.labels for each in (opened, second)]
+    if counts[0] != counts[1]:
+        raise KerassegError(f"--ensemble {path} has {counts[1]} classes, {opened.path} {counts[0]}: expected the same classes")
+    if None not in tables and tables[0].classes != tables[1].classes:
+        one, other = next(pair for pair in zip(tables[0].classes, tables[1].classes, strict=True) if pair[0] != pair[1])
+        raise KerassegError(
+            f"--ensemble {path} is of data set '{tables[1].name}', with class '{other}' where {opened.path} has '{one}': expected "
+            "the same classes in the same order"
+        )
+    own, others = (each.recipe.image_scale if each.recipe else 1.0 for each in (opened, second))
+    return dataclasses.replace(method, ensemble=second.model, ensemble_scale=others / own, ensemble_path=path)
+
+
+def inference_name(options) -> str:
+    """Names the way of running, for the folder of its report; empty where nothing was asked for."""
+    name = ("-tta" if options.tta else "") + ("-flip" if options.flip else "")
+    name += f"-scales-{'-'.join(f'{scale:g}' for scale in options.scales)}" if options.scales else ""
+    name += f"-stride-{options.output_stride}" if options.output_stride else ""
+    for option, others in _DEPENDENT.items():
+        for part in (option, *others):
+            value = getattr(options, part)
+            if value is not None:
+                name += f"-{part.replace('_', '-')}-{(_path_name if part in _EXPECTED else _as_name)(value)}"
+    return name
+
+
+def _as_name(value) -> str:
+    """A value as a part of a folder's name, without what such a name should not hold."""
+    text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
+
+
+def _path_name(text: str) -> str:
+    """The last part of a path, and what tells it from others of that name; of proposals that are generated, how."""
+    from kerasseg.evaluation.proposals import GENERATORS
+
+    if text in GENERATORS:
+        return _as_name(text)
+    path = Path(text).resolve()
+    # As a run has it, whose folder is what has a name.
+    last = path.parent.name if path.name == "model.keras" else path.name
+    return f"{_as_name(last)}-{zlib.crc32(str(path).encode()):08x}"
+
+
+def check_out(path: str) -> None:
+    """Refuses, before any work, an --out that can be no folder.
+
+    Raises:
+        KerassegError: If it, or what it shall lie in, is a file.
+    """
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise KerassegError(f"--out {path}: {place} is a file, expected a folder or a new name")
+
+
+def _given(**options) -> dict:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,138 @@
+"""Running a network on a batch of pictures of any size, traced once."""
+
+import weakref
+
+import numpy as np
+import tensorflow as tf
+
+from kerasseg.errors import KerassegError
+
+# A function holds its traces, and through them much memory: it must go when its model goes.
+_RUNNERS: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+def run_network(model, batch, where: str = "") -> tf.Tensor:
+    """Computes a network's first output.
+
+    Args:
+        model: Network of one input.
+        batch: Shape `(B, H, W, 3)`, float, RGB 0–255; rounded for a network of integers.
+        where: What these pictures are, for the message: put behind their size.
+    Returns:
+        Shape `(B, h, w, C)`, whatever size and meaning the network gives its output.
+    Raises:
+        KerassegError: If the network cannot take pictures of that size.
+    """
+    return _run(_runner, model, batch, where)
+
+
+def run_outputs(model, batch) -> list[tf.Tensor]:
+    """Computes all outputs of a network, for once: it is traced each time.
+
+    Args:
+        model: Network of one input and a list of outputs.
+        batch: As for `run_network`.
+    Returns:
+        The outputs.
+    Raises:
+        KerassegError: As `run_network`.
+    """
+    found = _run(lambda network: _make_runner(network, first_only=False), model, batch, "")
+    # Keras gives a list of one as its only element.
+    return found if isinstance(found, list) else [found]
+
+
+def _run(runner, model, batch, where):
+    batch = tf.convert_to_tensor(batch, tf.float32)
+    check_shape(model, tuple(batch.shape[1:]), f"image{where}")
+    try:
+        return runner(model)(batch)
+    except (tf.errors.InvalidArgumentError, tf.errors.AbortedError) as error:
+        # Which networks are too deep for so small an image shows in some layer inside.
+        raise KerassegError(
+            f"{model.name} cannot take an image of {batch.shape[1]}x{batch.shape[2]} pixels{where}: {_reason(error)}; "
+            "use larger images or scales"
+        ) from error
+
+
+def resized(maps, size, *, antialias: bool = False) -> tf.Tensor:
+    """Resizes one map bilinearly with half-pixel centres.
+
+    Args:
+        maps: Shape `(h, w, C)`.
+        size: `(height, width)`.
+        antialias: Whether to widen the filter where it shrinks, as PIL and MATLAB do.
+    Returns:
+        Shape `(height, width, C)`, float32; bit for bit the same where the size is.
+    """
+    maps = tf.convert_to_tensor(maps)
+    return tf.image.resize(maps[tf.newaxis], size, method="bilinear", antialias=antialias)[0]
+
+
+def _runner(model):
+    """The one tf.function of a model; its signature leaves sizes open, so that no image size traces it again."""
+    if model not in _RUNNERS:
+        _RUNNERS[model] = _make_runner(model)
+    return _RUNNERS[model]
+
+
+def _make_runner(model, *, first_only=True):
+    # A weak reference: a cache value that held its own key would keep both for ever.
+    reference = weakref.ref(model)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, None, model.inputs[0].shape[-1]), tf.float32)],
+        # Autograph would bury the one line of an error in a traceback of another type.
+        autograph=False,
+    )
+    def run(batch):
+        network = reference()
+        dtype = tf.as_dtype(network.inputs[0].dtype)
+        logits = network(tf.cast(tf.round(batch) if dtype.is_integer else batch, dtype), training=False)
+        return logits[next(iter(logits))] if first_only and isinstance(logits, dict) else logits
+
+    return run
+
+
+def check_shape(model, shape: tuple[int, int, int], what: str) -> None:
+    """Refuses what would otherwise end in an error of TensorFlow's about some layer inside.
+
+    Args:
+        model: The network.
+        shape: `(h, w, C)` of the picture it is to get.
+        what: How the message calls it.
+    Raises:
+        KerassegError: If the network has several inputs, or one of another shape.
+    """
+    if len(model.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in model.inputs)
+        raise KerassegError(f"the network has {len(model.inputs)} inputs ({names}): expected one, an RGB image")
+    expected = tuple(model.inputs[0].shape[1:])
+    if len(expected) != 3 or expected[2] not in (shape[2], None):
+        raise KerassegError(f"the network takes input of shape {expected}, received an image of shape {shape}")
+    if any(fixed not in (None, given) for fixed, given in zip(expected[:2], shape[:2], strict=True)):
+        raise KerassegError(
+            f"{what} is {shape[0]}x{shape[1]}, but the network takes only {expected[0]}x{expected[1]}: resize the image, or "
+            "build the network with input_shape=(None, None, 3)"
+        )
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What the operation said; TensorFlow puts a traceback before it."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Detected at", "Graph execution", "File", "<"))), lines[0])[:200]
+
+
+def reflected(length: int, begin: int, end: int) -> np.ndarray:
+    """Gives the cells of an axis that is continued by reflection about its outermost cells, which are not repeated.
+
+    Args:
+        length: Cells of the axis.
+        begin: First position, possibly before 0.
+        end: One behind the last position, possibly behind the axis. Farther than the axis is long, it goes to and fro.
+    Returns:
+        Shape `(end - begin,)`, indices into the axis. OpenCV calls it BORDER_REFLECT_101.
+    """
+    period = max(1, 2 * (length - 1))
+    position = np.abs(np.arange(begin, end)) % period
+    return np.minimum(position, period - position) if length > 1 else np.zeros(end - begin, int)
