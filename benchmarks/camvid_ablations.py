@@ -1,6 +1,6 @@
 """The papers' ablations on CamVid, from scratch on a CPU: what the tables in docs/results.md were made by.
 
-python benchmarks/camvid_ablations.py CAMVID --out runs/ablations                 # all of them, about 80 CPU-minutes
+python benchmarks/camvid_ablations.py CAMVID --out runs/ablations                 # all of them, about 100 CPU-minutes
 python benchmarks/camvid_ablations.py CAMVID --out runs/ablations --only gcn
 
 Each row is a run of train.py and evaluate.py; what is finished is not done again. GCN's heads (Tables 1 and 5 of its paper) are
