@@ -12,6 +12,7 @@ from helpers import QUICK, assert_close, assert_varies, give_random_weights, ima
 from test_recipes import runs_of
 
 from kerasseg import KerassegError, load_model
+from kerasseg.cli.options import offered_arguments
 from kerasseg.data import Flip, ObjectCrops, ProposalCrops, RandomCrop, Resize, open_data, training_batches
 from kerasseg.data.object_crops import object_boxes
 from kerasseg.export import export_tflite
@@ -230,6 +231,19 @@ def test_the_decoder_undoes_the_encoders_geometry():
         stride = 2 ** (block - 1)
         assert place(model.get_layer(f"unpool{block}").output) == (stride, (stride - 1) / 2)
     assert place(model.output) == (1, 0)
+
+
+def test_built_in_images_are_enlarged_for_it(tmp_path):
+    """Without a recipe it trains on the built-in data, as every network does; where they stay too small, that is one line."""
+    small = RECIPES["shapes"].override(arch="deconvnet", width_multiplier=1 / 16, iterations=1, batch_size=1, validate_every=None)
+    recipe = offered_arguments(small)
+    assert recipe.crop_size == (224, 224) and int(96 * recipe.image_scale) >= 224
+    assert np.isfinite(train_recipe(recipe, Run(tmp_path / "fits")).get_weights()[0]).all()
+    with pytest.raises(
+        KerassegError, match="do not fit the network: expected height and width of at least 224.* --crop-size"
+    ) as error:
+        train_recipe(small, Run(tmp_path / "small"))
+    assert "\n" not in str(error.value) and not (tmp_path / "small").exists()
 
 
 def test_imagenet_weights_fill_the_first_half(monkeypatch):

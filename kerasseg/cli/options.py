@@ -17,6 +17,8 @@ from kerasseg.recipes import RECIPES, Recipe, Stage
 _NOT_OPTIONS = ("name", "stages", "paper", "expected", "command")
 # Where the data lie and where it trains: of the whole recipe, also where the command line names a stage.
 _OF_ALL_STAGES = ("data_dir", "strategy", "replicas", "join_timeout")
+# The smaller side of the built-in images, in pixels.
+_SHAPES_HEIGHT = 96
 # What photographs go through: not of a stage that trains on stored features, unless the command line names it.
 _OF_PHOTOGRAPHS = (
     "resize", "random_scale", "random_scale_step", "color_jitter", "jitter", "margin", "crop_size", "flip", "label_offset",
@@ -255,14 +257,19 @@ def _adapt_default(base: Recipe, given: Mapping) -> Recipe:
 def offered_arguments(recipe: Recipe) -> Recipe:
     """Adds, where no recipe was named, what makes a network practical for a short run, as far as it is offered. Imports TensorFlow.
 
-    FCN's border is left out. Moving statistics forget within tens of steps, not thousands as DeepLab v3's.
+    FCN's border is left out. Moving statistics forget within tens of steps, not thousands as DeepLab v3's. Where a network needs
+    larger images than the built-in ones, these are enlarged, and cut to a size that it takes.
     """
     from kerasseg.backbones.building import accepts
     from kerasseg.models import MODELS
 
     practical = {"padding": "same", "batch_norm_momentum": 0.9}
     offered = {name: value for name, value in practical.items() if accepts(MODELS[recipe.arch], name)}
-    return recipe.override(arguments={**offered, **recipe.arguments})
+    smallest = getattr(MODELS[recipe.arch], "minimum_size", 1)
+    sizes = {}
+    if smallest > _SHAPES_HEIGHT and (recipe.data, recipe.image_scale, recipe.crop_size) == ("shapes", 1.0, None):
+        sizes = {"image_scale": math.ceil(100 * smallest / _SHAPES_HEIGHT) / 100, "crop_size": (smallest, smallest)}
+    return recipe.override(arguments={**offered, **recipe.arguments}, **sizes)
 
 
 def fitted_arguments(recipe: Recipe, options: argparse.Namespace) -> Recipe:

@@ -1,5 +1,6 @@
 """What a training run consists of, made from its recipe, and whether a recipe can be followed at all."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,8 @@ _FIXED = (
     "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
 )  # fmt: skip
 
+# What the layer MinimumSize says where the size is known only when the graph runs.
+_TOO_SMALL = re.compile(r"(expected height and width of at least [^\]]+)\]")
 # Images of which no side is smaller fit into every network there is.
 _DEEPEST = 128
 
@@ -270,6 +273,10 @@ def one_line_errors():
         if "Collective ops is aborted" in str(error):
             raise KerassegError(
                 "another worker was lost: start all workers again with the same --run-dir; they go on from the last checkpoint"
+            ) from error
+        if refused := _TOO_SMALL.search(str(error)):
+            raise KerassegError(
+                f"the images do not fit the network: {refused[1]}; crop or resize them, e.g. --crop-size or --resize 320x320"
             ) from error
         raise unwrap_error(error) or error from error
 
