@@ -9,6 +9,7 @@ import pytest
 from inference_helpers import BOXES, SIZE, Data, image_of, make_model, photograph, scored_network, softmax
 
 from kerasseg import KerassegError
+from kerasseg.data.boxes import cut_box
 from kerasseg.evaluation import Inference, Proposals, evaluate, predict, probabilities, progressive, running
 from kerasseg.evaluation import proposals as proposals_module
 from kerasseg.layers import MinimumSize
@@ -66,10 +67,10 @@ def test_more_boxes_than_a_batch():
 def test_what_leaves_the_image_is_black_and_dropped():
     image = image_of().astype(np.float32)
     box = (-5, -4, 25, 20)
-    crop = proposals_module.crop_with_black(image, box)
+    crop = cut_box(image, box)
     assert crop.shape == (24, 30, 3) and not crop[:4].any() and not crop[:, :5].any()
     np.testing.assert_array_equal(crop[4:, 5:], image[:20, :25])
-    assert not proposals_module.crop_with_black(image, (50, 40, 60, 45)).any()
+    assert not cut_box(image, (50, 40, 60, 45)).any()
     total = np.zeros((30, 40, 2), np.float32)
     proposals_module.keep_maximum(total, (30, 25, 45, 33), np.full((8, 15, 2), 3, np.float32))
     assert (total[25:, 30:] == 3).all() and total.sum() == 3 * 2 * 5 * 10

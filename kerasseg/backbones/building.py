@@ -63,9 +63,9 @@ def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, st
 def _check_classes(builder: Callable, num_classes) -> None:
     """Refuses what is no number of classes, and several heads for a network that has one."""
     heads = isinstance(num_classes, Mapping) and inspect.signature(builder).parameters["num_classes"].annotation is not int
-    if heads and num_classes and all(_is_whole(count) and count > 0 for count in num_classes.values()):
+    if heads and num_classes and all(is_whole(count) and count > 0 for count in num_classes.values()):
         return
-    if not _is_whole(num_classes) or num_classes < 1:
+    if not is_whole(num_classes) or num_classes < 1:
         raise KerassegError(f"{builder.__name__} received num_classes={num_classes!r}: expected a whole number from 1, such as 21")
 
 
@@ -90,7 +90,7 @@ def whole_numbers(name: str, value, example: Sequence[int], *, count: int | None
         KerassegError: If it is no sequence of whole numbers from 1.
     """
     listed = isinstance(value, Sequence) and not isinstance(value, str)
-    if not listed or not value or count not in (None, len(value)) or not all(_is_whole(number) and number > 0 for number in value):
+    if not listed or not value or count not in (None, len(value)) or not all(is_whole(number) and number > 0 for number in value):
         raise KerassegError(f"{name}={value!r}: expected {count or 'one or more'} whole numbers from 1, e.g. {name}={example}")
     return tuple(int(number) for number in value)
 
@@ -109,13 +109,14 @@ def one_of(name: str, value, known: Collection[int], example: int, where: str = 
     Raises:
         KerassegError: If it is none of them.
     """
-    if not _is_whole(value) or value not in known:
+    if not is_whole(value) or value not in known:
         choices = ", ".join(map(str, known))
         raise KerassegError(f"{name}={value!r}: expected one of {choices}{where}, e.g. {name}={example}")
     return int(value)
 
 
-def _is_whole(value) -> bool:
+def is_whole(value) -> bool:
+    """Tells whether a value is a whole number; NumPy's are, `True` is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -177,11 +177,16 @@ def load_vgg16_classifier(model: keras.Model, classifier: keras.Model | None = N
     classifier = classifier or download_vgg16()
     for suffix in trunks:
         copy_vgg16_convolutions(model, classifier, suffix)
-        for source, target in (("fc1", f"fc6{suffix}"), ("fc2", f"fc7{suffix}")):
-            kernel, bias = classifier.get_layer(source).get_weights()
-            layer = model.get_layer(target)
-            # Keras flattens (7, 7, 512) in this order, so a plain reshape restores it.
-            layer.set_weights([kernel.reshape(layer.kernel.shape), bias])
+        copy_vgg16_fully_connected(model, classifier, suffix)
+
+
+def copy_vgg16_fully_connected(model: keras.Model, classifier: keras.Model, suffix: str = "") -> None:
+    """Copies fc1 and fc2 of Keras' VGG16 into fc6 and fc7 of one trunk of a network; arguments as `copy_vgg16_convolutions`."""
+    for source, target in (("fc1", "fc6"), ("fc2", "fc7")):
+        kernel, bias = classifier.get_layer(source).get_weights()
+        layer = model.get_layer(target + suffix)
+        # Keras flattens (7, 7, 512) in this order, so a plain reshape restores it.
+        layer.set_weights([kernel.reshape(layer.kernel.shape), bias])
 
 
 def check_vgg16_weights_fit(model: keras.Model, layer: str, width: int) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kerasseg.cli.inference import add_inference_options, check_inference_options, chosen_inference, inference_name
-from kerasseg.cli.opening import Opened, open_run_or_model
+from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
-from kerasseg.errors import KerassegError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,13 +69,8 @@ def run(arguments: Sequence[str]) -> None:
 def _open_data(opened: Opened, options):
     from kerasseg.data import open_data
 
-    recipe = opened.recipe
-    name = options.data or (recipe and recipe.data)
-    if name is None:
-        raise KerassegError(f"{opened.path} does not say what data it is for: pass --data and --data-dir")
-    same = recipe is not None and recipe.data == name
-    data_dir = options.data_dir or (recipe.data_dir if same else None)
-    split = options.split or (recipe.validation_split if same else None) or "val"
+    name, data_dir, same = chosen_data(opened, options)
+    split = options.split or (opened.recipe.validation_split if same else None) or "val"
     return open_data(name, data_dir, split), split
 
 

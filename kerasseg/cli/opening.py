@@ -67,6 +67,25 @@ def label_table(opened: Opened, num_classes: int, name: str | None) -> LabelTabl
     return table
 
 
+def chosen_data(opened: Opened, options) -> tuple[str, str | None, bool]:
+    """Finds the data set that a command is about: the one that `--data` and `--data-dir` name, else the run's.
+
+    Args:
+        opened: The network.
+        options: With `data` and `data_dir`, `None` where they were not given.
+    Returns:
+        Name, folder, and whether it is the run's data set.
+    Raises:
+        KerassegError: If neither names one.
+    """
+    recipe = opened.recipe
+    name = options.data or (recipe and recipe.data)
+    if name is None:
+        raise KerassegError(f"{opened.path} does not say what data it is for: pass --data and --data-dir")
+    same = recipe is not None and recipe.data == name
+    return name, options.data_dir or (recipe.data_dir if same else None), same
+
+
 def output_classes(model) -> int:
     """Counts the classes of a network's first output."""
     output = model.output

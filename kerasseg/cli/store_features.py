@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerasseg.cli.opening import Opened, open_run_or_model, output_classes
+from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model, output_classes
 from kerasseg.cli.options import parse_number, parse_size
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
@@ -65,12 +65,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _open_data(opened: Opened, options) -> DataSet:
-    recipe = opened.recipe
-    name = options.data or (recipe and recipe.data)
-    if name is None:
-        raise KerassegError(f"{opened.path} does not say what data it is for: pass --data and --data-dir")
-    same = recipe is not None and recipe.data == name
-    data = open_data(name, options.data_dir or (recipe.data_dir if same else None), options.split)
+    name, data_dir, _ = chosen_data(opened, options)
+    data = open_data(name, data_dir, options.split)
     known = opened.labels.classes if opened.labels else None
     number = output_classes(opened.model)
     if number != data.labels.num_classes or known not in (None, data.labels.classes):

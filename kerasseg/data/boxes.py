@@ -7,7 +7,7 @@ right − left.
 import csv
 import json
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +134,7 @@ def _shortened(value) -> str:
     return text if len(text) <= 80 else text[:80] + "…"
 
 
-def boxes_of(boxes: dict[str, np.ndarray], name: str, where: str = "the file of boxes") -> np.ndarray:
+def boxes_of(boxes: Mapping[str, np.ndarray], name: str, where: str = "the file of boxes") -> np.ndarray:
     """Looks up the boxes of one image.
 
     Args:
@@ -146,10 +146,47 @@ def boxes_of(boxes: dict[str, np.ndarray], name: str, where: str = "the file of 
     Raises:
         KerassegError: If the image is not listed.
     """
+    return boxes[key_of(boxes, name, where)]
+
+
+def key_of(boxes: Mapping[str, np.ndarray], name: str, where: str = "the file of boxes") -> str:
+    """Finds the name under which the boxes of one image are listed; arguments and errors as `boxes_of`."""
     for key in (name, Path(name).name, Path(name).stem):
         if key in boxes:
-            return boxes[key]
+            return key
     raise KerassegError(f"{where} has no boxes for image '{name}': it lists {len(boxes)} images, e.g. '{next(iter(boxes), '')}'")
+
+
+def cut_box(array: np.ndarray, box, fill: int = 0) -> np.ndarray:
+    """Cuts a box out of an image or a label map.
+
+    Args:
+        array: Shape `(H, W, …)`.
+        box: `(left, top, right, bottom)`; it may leave the image.
+        fill: What stands outside the image.
+    Returns:
+        Shape `(bottom - top, right - left, …)`.
+    """
+    left, top, right, bottom = box
+    cut = np.full((bottom - top, right - left, *array.shape[2:]), fill, array.dtype)
+    inside, within = inside_of(array.shape, box)
+    cut[within] = array[inside]
+    return cut
+
+
+def inside_of(shape: Sequence[int], box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Finds the part of a box that is in an image.
+
+    Args:
+        shape: Of the image, height and width first.
+        box: `(left, top, right, bottom)`.
+    Returns:
+        That part as slices of the image, and as slices of the box.
+    """
+    left, top, right, bottom = (int(edge) for edge in box)
+    spans = [(max(0, top), max(0, min(shape[0], bottom))), (max(0, left), max(0, min(shape[1], right)))]
+    inside = tuple(slice(*span) for span in spans)
+    return inside, tuple(slice(begin - first, end - first) for (begin, end), first in zip(spans, (top, left), strict=True))
 
 
 def by_size(boxes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from kerasseg.data.boxes import boxes_of, check_boxes, dense_windows
+from kerasseg.data.boxes import boxes_of, check_boxes, cut_box, dense_windows
 from kerasseg.data.records import DataSet, Example, each_label
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, LabelTable
@@ -34,7 +34,7 @@ class _Crops(DataSet):
         """Reads an image and cuts the window out."""
         source, box = self.windows[index]
         example = self._data.read(source)
-        return Example(_cut(example.image, box, 0), self._label(index, example.label), self.ids[index], example.path)
+        return Example(cut_box(example.image, box, 0), self._label(index, example.label), self.ids[index], example.path)
 
     def read_label(self, index: int) -> np.ndarray | None:
         """Cuts the window out of the label alone."""
@@ -42,7 +42,7 @@ class _Crops(DataSet):
 
     def _label(self, index: int, label: np.ndarray) -> np.ndarray:
         """The label map of a window."""
-        return _cut(label, self.windows[index][1], IGNORE)
+        return cut_box(label, self.windows[index][1], IGNORE)
 
 
 class ObjectCrops(_Crops):
@@ -219,14 +219,3 @@ def overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     common = np.prod(np.maximum(far - near, 0), axis=-1)
     areas, other_areas = (np.prod(each[:, 2:] - each[:, :2], axis=-1) for each in (boxes, others))
     return common / (areas[:, None] + other_areas[None] - common)
-
-
-def _cut(array: np.ndarray, box: tuple[int, int, int, int], fill: int) -> np.ndarray:
-    """A window of an image or label, which may reach beyond it on any side."""
-    left, top, right, bottom = box
-    window = np.full((bottom - top, right - left, *array.shape[2:]), fill, array.dtype)
-    height, width = array.shape[:2]
-    inside = array[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
-    row, column = max(-top, 0), max(-left, 0)
-    window[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
-    return window

@@ -182,7 +182,7 @@ def allowed_size(model, size) -> tuple[int, int]:
     found = size
     for layer in model.layers:
         if isinstance(layer, MinimumSize) and layer.divisor > 1:
-            found = tuple(-(-max(side, layer.minimum) // layer.divisor) * layer.divisor for side in found)
+            found = tuple(map(layer.fitting, found))
     fixed = model.inputs[0].shape[1:3]
     return found if all(own in (None, side) for own, side in zip(fixed, found, strict=True)) else size
 

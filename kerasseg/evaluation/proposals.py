@@ -10,7 +10,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.data.boxes import boxes_of, by_size, check_boxes, dense_windows, read_boxes, selective_search
+from kerasseg.data.boxes import (
+    boxes_of,
+    by_size,
+    check_boxes,
+    cut_box,
+    dense_windows,
+    inside_of,
+    key_of,
+    read_boxes,
+    selective_search,
+)
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.inference import image_array, name_of
 from kerasseg.evaluation.methods import Method, View, checked_count, checked_size, run_whole, scaled_size
@@ -114,7 +124,7 @@ class Proposals(Method):
         owners = {}
         for name in names:
             self._counting(check_boxes(self._listed(name), None, _of(name)), name)
-            key = next(key for key in (name, Path(name).name, Path(name).stem) if key in self.boxes)
+            key = key_of(self.boxes, name)
             if owners.setdefault(key, name) != name:
                 raise KerassegError(
                     f"boxes of {self._source} for '{key}' would be those of both '{owners[key]}' and '{name}': list them under "
@@ -190,7 +200,7 @@ class Proposals(Method):
         image = np.asarray(image, np.float32)
         for first in range(0, len(boxes), _BATCH):
             some = boxes[first : first + _BATCH]
-            crops = [resized(crop_with_black(image, box), self.size, antialias=True) for box in some]
+            crops = [resized(cut_box(image, box), self.size, antialias=True) for box in some]
             scored = run_network(model, tf.stack(crops), f" (a proposal, at size={self.size})")
             for box, scores in zip(some, scored, strict=True):
                 left, top, right, bottom = box
@@ -201,7 +211,7 @@ class Proposals(Method):
         fitting = self.size
         for layer in model.layers:
             if isinstance(layer, MinimumSize):
-                fitting = tuple(-(-max(side, layer.minimum) // layer.divisor) * layer.divisor for side in fitting)
+                fitting = tuple(map(layer.fitting, fitting))
         fitting = tuple(fixed or side for fixed, side in zip(model.inputs[0].shape[1:3], fitting, strict=True))
         if fitting != self.size:
             raise KerassegError(f"proposals of size={self.size}: {model.name} does not take it; expected e.g. size={fitting}")
@@ -240,40 +250,16 @@ def _num_classes(model) -> int:
     return (next(iter(output.values())) if isinstance(output, dict) else output).shape[-1]
 
 
-def crop_with_black(image: np.ndarray, box) -> np.ndarray:
-    """Cuts a box out of an image.
-
-    Args:
-        image: Shape `(H, W, C)`.
-        box: Left, top, right, bottom in pixels, right and bottom exclusive; it may leave the image.
-    Returns:
-        Shape `(bottom - top, right - left, C)`, 0 outside the image.
-    """
-    left, top, right, bottom = box
-    crop = np.zeros((bottom - top, right - left, image.shape[2]), image.dtype)
-    inside, within = _overlap(image.shape, box)
-    crop[within] = image[inside]
-    return crop
-
-
 def keep_maximum(total: np.ndarray, box, scores: np.ndarray) -> None:
     """Raises a map, in place, to the scores of a box where those are larger.
 
     Args:
         total: Shape `(H, W, C)`.
-        box: As for `crop_with_black`.
+        box: Left, top, right, bottom in pixels, right and bottom exclusive; it may leave the map.
         scores: Shape `(bottom - top, right - left, C)`.
     """
-    inside, within = _overlap(total.shape, box)
+    inside, within = inside_of(total.shape, box)
     np.maximum(total[inside], scores[within], out=total[inside])
-
-
-def _overlap(shape, box):
-    """The part of a box that is in the image, as slices of the image and as slices of the box."""
-    left, top, right, bottom = (int(edge) for edge in box)
-    spans = [(max(0, top), max(0, min(shape[0], bottom))), (max(0, left), max(0, min(shape[1], right)))]
-    inside = tuple(slice(*span) for span in spans)
-    return inside, tuple(slice(begin - first, end - first) for (begin, end), first in zip(spans, (top, left), strict=True))
 
 
 def progressive(

@@ -44,7 +44,7 @@ class MinimumSize(keras.layers.Layer):
     def _look(self, shape):
         if any(side is not None and (side < self.minimum or side % self.divisor) for side in shape[1:3]):
             received = "x".join("?" if side is None else str(side) for side in shape[1:3])
-            fitting = (self.minimum if side is None else self._fitting(side) for side in shape[1:3])
+            fitting = (self.minimum if side is None else self.fitting(side) for side in shape[1:3])
             advice = "use larger ones, or another network or backbone (resnet101 takes any)"
             if self.divisor > 1:
                 advice = f"resize, pad or crop them, e.g. to {'x'.join(map(str, fitting))}"
@@ -57,8 +57,8 @@ class MinimumSize(keras.layers.Layer):
         multiples = f", multiples of {self.divisor}" if self.divisor > 1 else ""
         return f"expected height and width of at least {self.minimum}{multiples}"
 
-    def _fitting(self, side: int) -> int:
-        """The next larger side that is taken."""
+    def fitting(self, side: int) -> int:
+        """Finds the smallest side, not below the given one, that is taken; in pixels."""
         return -(-max(side, self.minimum) // self.divisor) * self.divisor
 
     def compute_output_shape(self, input_shape):

@@ -9,7 +9,12 @@ from collections.abc import Mapping
 import keras
 
 from kerasseg.backbones.building import batch_norm, conv, image_input, network, preprocess, scaled_width, with_weights
-from kerasseg.backbones.vgg import check_vgg16_weights_fit, copy_vgg16_convolutions, download_vgg16
+from kerasseg.backbones.vgg import (
+    check_vgg16_weights_fit,
+    copy_vgg16_convolutions,
+    copy_vgg16_fully_connected,
+    download_vgg16,
+)
 from kerasseg.layers import Conv2D, MaxPoolingWithMask2D, MaxUnpooling2D, MinimumSize
 
 # Widths of block 1 … 5, and of what mirrors them, 5 … 1: the last deconvolution of a block has the width of the next one.
@@ -84,11 +89,7 @@ def load_imagenet(model: keras.Model, classifier: keras.Model | None = None) -> 
     check_vgg16_weights_fit(model, "fc6", _FULLY_CONNECTED)
     classifier = classifier or download_vgg16()
     copy_vgg16_convolutions(model, classifier)
-    for source, target in (("fc1", "fc6"), ("fc2", "fc7")):
-        kernel, bias = classifier.get_layer(source).get_weights()
-        layer = model.get_layer(target)
-        # Keras flattens (7, 7, 512) in this order, so a plain reshape restores it.
-        layer.set_weights([kernel.reshape(layer.kernel.shape), bias])
+    copy_vgg16_fully_connected(model, classifier)
 
 
 def _encoder(x, width_multiplier: float, options: Mapping):

@@ -6,12 +6,11 @@ that `gcn5` works on ResNet's res5 and `up0` gives pixels.
 """
 
 from collections.abc import Mapping
-from numbers import Integral
 
 import keras
 
 from kerasseg.backbones import BACKBONES
-from kerasseg.backbones.building import image_input, network, preprocess, scaled_width, with_weights
+from kerasseg.backbones.building import image_input, is_whole, network, preprocess, scaled_width, with_weights
 from kerasseg.backbones.table import Backbone
 from kerasseg.errors import KerassegError
 from kerasseg.layers import BilinearInitializer, Conv2D, FitLike, MinimumSize, PadToGrid
@@ -115,19 +114,15 @@ def _check(head: str, kernel_size: int, stack_width: int | None) -> None:
     if head not in _HEADS:
         raise KerassegError(f"head={head!r}: expected one of {', '.join(map(repr, _HEADS))}")
     smallest = 3 if head == "stack" else 1
-    if not _is_whole(kernel_size) or kernel_size < smallest or kernel_size % 2 == 0:
+    if not is_whole(kernel_size) or kernel_size < smallest or kernel_size % 2 == 0:
         raise KerassegError(
             f"kernel_size={kernel_size!r}: expected an odd number from {smallest} for head='{head}', so that a kernel has a "
             "middle, e.g. kernel_size=15"
         )
     if stack_width is not None and head != "stack":
         raise KerassegError(f"stack_width={stack_width!r} has no meaning for head='{head}': pass head='stack', or stack_width=None")
-    if stack_width is not None and (not _is_whole(stack_width) or stack_width < 1):
+    if stack_width is not None and (not is_whole(stack_width) or stack_width < 1):
         raise KerassegError(f"stack_width={stack_width!r}: expected a number of channels from 1, or None for the level's own")
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _levels(image, backbone: str, trunk: Backbone, preprocessing, width_multiplier: float, options: Mapping) -> dict:
