@@ -8,13 +8,13 @@ import os
 from kerasseg.errors import KerassegError as KerassegError
 from kerasseg.tables import import_lazily as _import_lazily
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # The layers use TensorFlow operations; a keras.json that names another backend must not win silently.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 _ROOMS = (
-    "backbones", "cli", "data", "evaluation", "export", "interop", "labels", "layers", "losses", "metrics", "models", "ops",
+    "backbones", "cli", "crf", "data", "evaluation", "export", "interop", "labels", "layers", "losses", "metrics", "models", "ops",
     "optimizers", "recipes", "runs", "schedules", "training",
 )  # fmt: skip
 _FUNCTIONS = {
@@ -23,6 +23,7 @@ _FUNCTIONS = {
     "predict": "kerasseg.evaluation",
     "transplant": "kerasseg.interop",
     "with_context": "kerasseg.models.dilation",
+    "with_crf_rnn": "kerasseg.models.crf_rnn",
 }
 
 __all__ = ["KerassegError", *_ROOMS, *_FUNCTIONS]

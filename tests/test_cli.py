@@ -31,6 +31,8 @@ SCRIPTS = (
     "tools/inspect_model.py",
     "tools/store_features.py",
     "tools/analyze.py",
+    "tools/tune_crf.py",
+    "tools/crf.py",
     "tools/recompute_batch_norm.py",
 )
 

@@ -193,6 +193,44 @@ def test_a_recipe_from_a_file_is_held_to_the_same_ranges(values):
         check_names(with_options(recipe, train.parser().parse_args([])))
 
 
+def test_a_crf_is_a_name_in_every_stage(tmp_path):
+    file = tmp_path / "best.json"
+    file.write_text("{}")
+    for value, hint in (("deeplab_v9", "did you mean 'deeplab_v1'"), (str(file), "evaluate.py --crf"), ("search", "evaluate.py")):
+        for recipe in ("staged", "shapes"):
+            with pytest.raises(KerassegError, match=f"--crf '{value}': no such parameters; .*{hint}") as error:
+                check_names(resolved("--recipe", recipe, "--crf", value))
+            assert "\n" not in str(error.value)
+    with pytest.raises(KerassegError, match="--crf 'deeplab_v9'"):
+        check_names(resolved("--recipe", "staged", "--stage", "a", "--crf", "deeplab_v9"))
+    for value in ("deeplab_v1", "none"):
+        check_names(resolved("--recipe", "staged", "--crf", value))
+
+
+def test_arguments_of_a_crf_rnn_need_one():
+    given = ("--crf-rnn-arguments", "iterations=2")
+    for recipe in ("shapes", "staged"):
+        with pytest.raises(KerassegError, match=r"--crf-rnn-arguments iterations: .* has no CRF-RNN, pass --crf-rnn with them"):
+            check_names(resolved("--recipe", recipe, *given))
+        check_names(resolved("--recipe", recipe, *given, "--crf-rnn"))
+    with pytest.raises(KerassegError, match="--crf-rnn-arguments iterations: crf_rnn has its own, give it --arguments"):
+        check_names(resolved("--arch", "crf_rnn", *given))
+    # In one stage alone.
+    check_names(resolved("--recipe", "staged", *given, "--stage", "b", "--crf-rnn"))
+    # What a stage switches on or off.
+    on, off = Stage(name="on", changes={"crf_rnn": True}), Stage(name="off", changes={"crf_rnn": False})
+    for base, stages in ((STAGED, (Stage(name="a"), on)), (STAGED.override(crf_rnn=True), (off, Stage(name="b")))):
+        options = train.parser().parse_args(["--crf-rnn-arguments", "iterations=2"])
+        changed = with_options(base.override(stages=stages), options)
+        check_names(changed)
+        assert {stage.name: changed.stage(stage.name).crf_rnn_arguments for stage in stages} == dict.fromkeys(
+            [stage.name for stage in stages], {"iterations": 2}
+        )
+    options = train.parser().parse_args(["--crf-rnn-arguments", "iterations=2", "--stage", "off"])
+    with pytest.raises(KerassegError, match="--crf-rnn-arguments iterations: staged-off has no CRF-RNN"):
+        check_names(with_options(STAGED.override(crf_rnn=True, stages=(off, Stage(name="b"))), options))
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
 def test_the_widths_that_xla_is_asked_for_are_numbers_above_0(value, capsys):
     assert run(check_xla, "--arch", "fcn8s", f"--width-multiplier={value}") == 2

@@ -34,7 +34,7 @@ def example(tmp_path, monkeypatch):
 
 
 def test_every_example_is_run():
-    assert len(BLOCKS) == 3 and all(any(full in block for block in BLOCKS) for full in SHORTER)
+    assert len(BLOCKS) == 4 and all(any(full in block for block in BLOCKS) for full in SHORTER)
 
 
 def test_the_example_of_keras_training_runs(example, tmp_path, capsys):
@@ -53,7 +53,14 @@ def test_the_example_of_the_trainer_runs(example, capsys):
     assert names["trainer"].step == 2
 
 
-def test_the_example_of_atrous_convolution_runs(example):
+def test_the_example_of_the_crf_runs(example):
     names = example(BLOCKS[2])
+    assert names["marginals"].shape == names["logits"].shape == names["refined"].shape[1:]
+    np.testing.assert_allclose(names["marginals"].sum(-1), 1, atol=1e-5)
+    assert names["model"].layers[-1].name == "inference1"
+
+
+def test_the_example_of_atrous_convolution_runs(example):
+    names = example(BLOCKS[3])
     dense, coarse = (names[name].compute_output_shape((1, 65, 97, 3)) for name in ("features", "classifier"))
     assert tuple(-(-n // 4) for n in dense["8"][1:3]) == coarse[1:3] and dense["8"][1:3] != coarse[1:3]

@@ -12,7 +12,8 @@ from pathlib import Path
 import keras
 
 from kerasseg.errors import KerassegError
-from kerasseg.layers import BatchNormalization, Conv2D, Preprocessing
+from kerasseg.layers import BatchNormalization, Conv2D, CropLike, Preprocessing, crop_offset
+from kerasseg.tables import import_lazily
 
 # What Keras and TensorFlow say where a layer has nothing left.
 _TOO_SMALL = re.compile("output size would be zero or negative|negative dimension", re.IGNORECASE)
@@ -216,6 +217,23 @@ def batch_norm(x, name: str, **arguments):
     return BatchNormalization(name=name, **{"synchronized": True, **arguments})(x)
 
 
+def crop_alike(x, other) -> list:
+    """Crops whichever of two maps reaches beyond the other; where their cells lie follows from the graph.
+
+    Args:
+        x: Shape `(B, H, W, C)`.
+        other: Shape `(B, h, w, C)`, of the same stride.
+    Returns:
+        The two, one of them cropped by a layer that is named as its own with a `c` behind.
+    Raises:
+        ValueError: If their cells do not coincide.
+    """
+    offset = crop_offset(other, x)
+    if offset >= 0:
+        return [x, CropLike(offset, name=f"{other._keras_history.operation.name}c")([other, x])]
+    return [CropLike(-offset, name=f"{x._keras_history.operation.name}c")([x, other]), other]
+
+
 def with_weights(model: keras.Model, weights: str | Path | None, pretrained: Callable | None = None) -> keras.Model:
     """Loads a network's first weights.
 
@@ -240,13 +258,16 @@ def with_weights(model: keras.Model, weights: str | Path | None, pretrained: Cal
         raise KerassegError(f"weights='{weights}': expected None, 'imagenet', or an existing .keras or .weights.h5 file")
     try:
         if path.suffix == ".keras":
+            # It registers its layer with Keras, for networks that end in a CRF.
+            import_lazily("kerasseg.crf.layer")
             model.set_weights(keras.models.load_model(path, compile=False).get_weights())
         else:
             with warnings.catch_warnings():
                 # Keras warns, at length, of what it then raises.
                 warnings.filterwarnings("ignore", "Skipping nested container")
                 model.load_weights(path)
-    except (ValueError, OSError) as error:
+    # Of a class that it does not know, Keras says so by a TypeError.
+    except (TypeError, ValueError, OSError) as error:
         raise KerassegError(
             f"weights='{weights}' do not fit {model.name}: {first_line(error)} (to keep what fits, use --init or "
             "kerasseg.transplant)"

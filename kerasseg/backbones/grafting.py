@@ -60,6 +60,17 @@ def chain_to(output) -> list:
     return chain
 
 
+def ancestors(outputs: Iterable) -> list:
+    """All tensors that some tensors are made of, these among them, each once."""
+    found, stack = {}, list(outputs)
+    while stack:
+        tensor = stack.pop()
+        if id(tensor) not in found:
+            found[id(tensor)] = tensor
+            stack += sources(tensor)
+    return list(found.values())
+
+
 def repeat(x, tensors: Iterable):
     """Applies copies of layers without weights, one after the other.
 

@@ -36,6 +36,25 @@ ATROUS_POOLS = {
 }
 
 
+# The border of 100 zeros in the FCN papers' files, or none: the weights are the same.
+_BORDERS = {
+    "authors": {"first_padding": 100, "fc6_padding": "valid"},
+    "same": {"first_padding": 1, "fc6_padding": "same"},
+}
+PADDINGS = tuple(_BORDERS)
+
+
+def trunk_padding(padding: str) -> dict:
+    """Gives the arguments of `vgg16` for one of `PADDINGS`.
+
+    Raises:
+        KerassegError: If it is none of them.
+    """
+    if padding not in _BORDERS:
+        raise KerassegError(f"padding='{padding}': expected one of {', '.join(map(repr, PADDINGS))}")
+    return _BORDERS[padding]
+
+
 def _convolutions(
     x, block: int, width_multiplier: float, *, suffix: str = "", dilation_rate: int = 1, padding: str = "same", first=None
 ):

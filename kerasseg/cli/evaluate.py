@@ -5,10 +5,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerasseg.cli.inference import add_inference_options, check_inference_options, chosen_inference, inference_name
+from kerasseg.cli.inference import add_inference_options, as_name, check_inference_options, chosen_inference, inference_name
 from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
+from kerasseg.cli.tune_crf import search_for
+from kerasseg.cli.values import parse_values
+from kerasseg.errors import KerassegError
+
+# kerasseg.metrics.TRIMAP_BOUNDARIES, for which TensorFlow need not be imported.
+_BOUNDARIES = ("labels", "classes", "void")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +32,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="score pixels so close to a boundary, and the others, apart; GCN: 7",
     )
+    made.add_argument(
+        "--trimap",
+        default=None,
+        metavar="WIDTHS",
+        help="score the pixels in bands around the true boundaries, of these widths in pixels: 1,2,4,8 or, as DeepLab, 1:40",
+    )
+    made.add_argument(
+        "--trimap-boundary",
+        default=None,
+        help="labels (beside another label, ignored ones too; default), classes (ignored ones are none), or void (around "
+        "ignored pixels, by squares: DeepLab's script for VOC)",
+    )
     made.add_argument("--limit", type=int, default=None, help="only the first so many images")
     made.add_argument("--pictures", type=int, default=6, help="images in the picture of image, truth and prediction")
     made.add_argument("--report", default=None, help="folder for scores and pictures (default: report/SPLIT in the run)")
@@ -40,9 +58,10 @@ def run(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(arguments)
     check_inference_options(options)
+    trimap = _trimap(options)
     opened = open_run_or_model(options.model, options.output_stride)
     data, split = _open_data(opened, options)
-    inference = chosen_inference(opened, options)
+    inference = chosen_inference(opened, options, lambda: search_for(opened, options))
     from kerasseg.evaluation import evaluate, predict, write_report
 
     total = min(len(data), options.limit or len(data))
@@ -54,16 +73,34 @@ def run(arguments: Sequence[str]) -> None:
             progress=lambda done, _: progress.update(done),
             limit=options.limit,
             boundary=options.boundary,
+            **trimap,
         )
     print(evaluation.table())
     print(inference)
     directory = Path(options.report) if options.report else _report_path(opened, split, options)
     # Maps of a network, which stored features are, make no pictures.
     shown = [data[i] for i in _spread(total, options.pictures if data.photographs else 0)]
-    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method}
+    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method, "crf": inference.crf}
     pictures = [(example, predict(opened.model, example.image, name=example.id, **run_on)) for example in shown]
     write_report(directory, evaluation, pictures)
     print(f"report: {directory}")
+    if trimap and not (directory / "trimap.png").is_file():
+        print("trimap.png is not in it, which needs matplotlib: pip install matplotlib")
+
+
+def _trimap(options) -> dict:
+    """What `evaluate` needs of the bands; wrong ones are refused before anything is opened."""
+    if options.trimap is None:
+        if options.trimap_boundary is not None:
+            raise KerassegError(f"--trimap-boundary {options.trimap_boundary}: means something only with --trimap, such as 1:40")
+        return {}
+    widths = parse_values(options.trimap, "--trimap", "1,2,4,8 or 1:40")
+    if widths[0] < 1:
+        raise KerassegError(f"--trimap {options.trimap}: expected widths of at least 1 pixel, such as 1,2,4,8 or 1:40")
+    boundary = options.trimap_boundary or "labels"
+    if boundary not in _BOUNDARIES:
+        raise KerassegError(f"--trimap-boundary {boundary}: expected one of {', '.join(_BOUNDARIES)}")
+    return {"trimap": widths, "trimap_boundary": boundary}
 
 
 def _open_data(opened: Opened, options):
@@ -77,6 +114,8 @@ def _open_data(opened: Opened, options):
 def _report_path(opened: Opened, split: str, options) -> Path:
     """One folder for each way of evaluating, so that none overwrites another."""
     name = split + inference_name(options) + (f"-boundary-{options.boundary:g}" if options.boundary is not None else "")
+    if options.trimap is not None:
+        name += f"-trimap-{as_name(options.trimap)}" + (f"-{options.trimap_boundary}" if options.trimap_boundary else "")
     name += f"-first-{options.limit}" if options.limit else ""
     return opened.path / "report" / name if opened.path.is_dir() else opened.path.with_suffix("") / "report" / name
 

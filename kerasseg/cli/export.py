@@ -1,6 +1,7 @@
 """`tools/export.py`: write a file for devices."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from kerasseg.cli.opening import Opened, label_table, open_run_or_model, output_
 from kerasseg.cli.options import parse_size
 from kerasseg.cli.running import make_parser, run_command
 from kerasseg.errors import KerassegError
+from kerasseg.runs import write_json
 
 FORMATS = ("tflite",)
 
@@ -40,15 +42,29 @@ def run(arguments: Sequence[str]) -> None:
     size = options.input_size or (images[0].shape[:2] if images else None)
     if size is None:
         raise KerassegError(f"{opened.path} does not say how large its images are: pass --input-size, such as 513x513")
-    from kerasseg.export import export_tflite
+    from kerasseg.export import cut_for_tflite, export_tflite
 
     out = Path(options.out) if options.out else (opened.path if opened.path.is_dir() else opened.path.parent) / "model.tflite"
+    # Said before the work, not after it: that may take a while.
+    if (left_out := cut_for_tflite(opened.model).left_out) is not None:
+        print(f"left out of the file, which ends with the logits before it: {left_out}")
+    if crf := opened.recipe and opened.recipe.crf:
+        crf = f"the DenseCRF of the evaluation ({crf}) is not in the file, which gives what it would start from"
+        print(crf)
     labels = label_table(opened, output_classes(opened.model), options.labels)
     parity = export_tflite(opened.model, out, input_size=tuple(size), labels=labels, images=[_resized(i, size) for i in images])
+    if crf:
+        _add_left_out(out.with_suffix(".json"), crf)
     print(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, {size[0]}x{size[1]}; against Keras on {parity.images} images: relative error "
         f"{parity.relative_error:.1e}, same class in {100 * parity.argmax_agreement:.3f} % of pixels"
     )
+
+
+def _add_left_out(path: Path, sentence: str) -> None:
+    """Adds to the description beside a file what stands behind the network, of which the network itself knows nothing."""
+    values = json.loads(path.read_text())
+    write_json(path, {**values, "left_out": "; ".join(filter(None, (values["left_out"], sentence)))})
 
 
 def _real_images(opened: Opened, count: int = 2):

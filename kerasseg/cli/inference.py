@@ -3,14 +3,19 @@
 import argparse
 import dataclasses
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from kerasseg.cli.opening import Opened, open_run_or_model, output_classes
 from kerasseg.cli.options import parse_range, parse_size
+from kerasseg.crf import PARAMETERS
 from kerasseg.errors import KerassegError
+from kerasseg.tables import did_you_mean
 
 # Option → the options that mean something only with it.
 _DEPENDENT = {"tiles": ("zoom",), "windows": ("window_count",), "proposals": ("max_proposals", "min_side", "ensemble")}
+# Of --crf, beside names and files.
+_NO_CRF, _SEARCH = "none", "search"
 # Options that are paths → what they want.
 _EXPECTED = {
     "proposals": "a file of boxes, such as boxes.json, or dense, or selective_search",
@@ -18,12 +23,20 @@ _EXPECTED = {
 }
 
 
-def add_inference_options(made: argparse.ArgumentParser) -> None:
-    """Adds the options that say how a network is run on an image."""
+def add_inference_options(made: argparse.ArgumentParser, *, crf: bool = True) -> None:
+    """Adds the options that say how a network is run on an image; `crf`: also that of a CRF behind it."""
     made.add_argument("--tta", action="store_true", help="test-time augmentation: three scales, each also mirrored")
     made.add_argument("--scales", type=parse_range, default=None, help="factors of the image size (default: the run's, or 1)")
     made.add_argument("--flip", action="store_true", help="average with the mirrored image")
     made.add_argument("--output-stride", type=int, default=None, help="image pixels per feature pixel (default: the run's)")
+    if crf:
+        made.add_argument(
+            "--crf",
+            default=None,
+            metavar="NAME",
+            help=f"dense CRF behind all that: {', '.join(PARAMETERS)}; a file of tools/tune_crf.py; search, what it found for this "
+            "run; or none (default: the recipe's)",
+        )
     tiles = made.add_argument_group("tiles of the reflected image (Dilation)")
     tiles.add_argument(
         "--tiles",
@@ -67,23 +80,81 @@ def check_inference_options(options) -> None:
         raise KerassegError(
             f"{' and '.join(map(_flag, chosen))}: expected one way to run the network, such as {_flag(chosen[0])} alone"
         )
+    _check_crf(getattr(options, "crf", None))
     for name, others in _DEPENDENT.items():
         for other in others:
             if name not in chosen and getattr(options, other) is not None:
                 raise KerassegError(f"{_flag(other)} {getattr(options, other)}: means something only with {_flag(name)}")
 
 
-def chosen_inference(opened: Opened, options):
-    """Makes the inference that the options describe, on top of the scale that the run trained at.
+def _check_crf(text: str | None) -> None:
+    """Refuses an unknown name of a CRF; TensorFlow is not imported for it."""
+    if text is None or text in (_NO_CRF, _SEARCH) or text in PARAMETERS or Path(text).is_file():
+        return
+    known = [*PARAMETERS, _SEARCH, _NO_CRF]
+    raise KerassegError(f"--crf '{text}': no such file or name; {did_you_mean(text, known)}")
 
+
+def chosen_inference(opened: Opened, options, search: Callable[[], Path] | None = None):
+    """Makes the inference that the options describe, on top of the scale that the run trained at, and the CRF of its recipe.
+
+    Args:
+        opened: The network.
+        options: What `add_inference_options` parsed.
+        search: Searches the parameters of the CRF, and says in which file they are, for `--crf search` where that was not done.
     Raises:
-        KerassegError: If they cannot be followed.
+        KerassegError: If they cannot be followed, or what `--crf search` finds was searched with other weights.
     """
     from kerasseg.evaluation import Inference
 
     scales = options.scales or ((opened.recipe.image_scale,) if opened.recipe else (1.0,))
-    inference = Inference(scales=scales, flip=options.flip, method=chosen_method(opened, options))
+    crf = _chosen_crf(opened, options, search)
+    inference = Inference(scales=scales, flip=options.flip, method=chosen_method(opened, options), crf=crf)
     return inference.with_tta() if options.tta else inference
+
+
+def _chosen_crf(opened: Opened, options, search):
+    """Name or file of the CRF's parameters; `None` for no CRF."""
+    text = getattr(options, "crf", None)
+    if text is None:
+        return opened.recipe.crf if opened.recipe else None
+    if text == _NO_CRF:
+        return None
+    if text != _SEARCH:
+        return text
+    found = search_folder(opened, options) / "best.json"
+    if not found.is_file():
+        if search is None:
+            raise KerassegError(f"--crf search: {found} is not there yet; python tools/tune_crf.py {opened.path} writes it")
+        found = search()
+    else:
+        from kerasseg.evaluation.crf_store import check_weights
+
+        # The run may have been trained on, or the file be another one by now.
+        check_weights(found.parent, opened.model)
+    print(f"CRF parameters: {found}")
+    return found
+
+
+def search_folder(opened: Opened, options, split: str | None = None) -> Path:
+    """Gives the folder of the search for a CRF's parameters: one for each split and way of running, so that none disturbs another.
+
+    Args:
+        opened: The network.
+        options: What `add_inference_options` parsed, and perhaps `data`.
+        split: What it was searched on; `None`: the run's validation split, or val.
+    """
+    recipe, data = opened.recipe, getattr(options, "data", None)
+    foreign = f"{data}-" if data and not (recipe and recipe.data == data) else ""
+    split = split or search_split(opened, options)
+    root = opened.path if opened.path.is_dir() else opened.path.with_suffix("")
+    return root / "crf" / f"{foreign}{split}{inference_name(options, crf=False)}"
+
+
+def search_split(opened: Opened, options) -> str:
+    """Says on which split the parameters of a CRF are searched: the run's validation split, or val."""
+    recipe, data = opened.recipe, getattr(options, "data", None)
+    return (recipe.validation_split if recipe and data in (None, recipe.data) else None) or "val"
 
 
 def chosen_method(opened: Opened, options):
@@ -121,8 +192,8 @@ def _with_ensemble(method, opened: Opened, path: str):
     return dataclasses.replace(method, ensemble=second.model, ensemble_scale=others / own, ensemble_path=path)
 
 
-def inference_name(options) -> str:
-    """Names the way of running, for the folder of its report; empty where nothing was asked for."""
+def inference_name(options, *, crf: bool = True) -> str:
+    """Names the way of running, for the folder of its report, without the CRF or with; empty where nothing was asked for."""
     name = ("-tta" if options.tta else "") + ("-flip" if options.flip else "")
     name += f"-scales-{'-'.join(f'{scale:g}' for scale in options.scales)}" if options.scales else ""
     name += f"-stride-{options.output_stride}" if options.output_stride else ""
@@ -130,12 +201,15 @@ def inference_name(options) -> str:
         for part in (option, *others):
             value = getattr(options, part)
             if value is not None:
-                name += f"-{part.replace('_', '-')}-{(_path_name if part in _EXPECTED else _as_name)(value)}"
+                name += f"-{part.replace('_', '-')}-{(_path_name if part in _EXPECTED else as_name)(value)}"
+    if crf and getattr(options, "crf", None):
+        named = options.crf in PARAMETERS or options.crf in (_NO_CRF, _SEARCH)
+        name += f"-crf-{(as_name if named else _path_name)(options.crf)}"
     return name
 
 
-def _as_name(value) -> str:
-    """A value as a part of a folder's name, without what such a name should not hold."""
+def as_name(value) -> str:
+    """Gives a value as a part of a folder's name, without what such a name should not hold."""
     text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
 
@@ -145,11 +219,11 @@ def _path_name(text: str) -> str:
     from kerasseg.evaluation.proposals import GENERATORS
 
     if text in GENERATORS:
-        return _as_name(text)
+        return as_name(text)
     path = Path(text).resolve()
     # As a run has it, whose folder is what has a name.
     last = path.parent.name if path.name == "model.keras" else path.name
-    return f"{_as_name(last)}-{zlib.crc32(str(path).encode()):08x}"
+    return f"{as_name(last)}-{zlib.crc32(str(path).encode()):08x}"
 
 
 def check_out(path: str) -> None:

@@ -15,6 +15,8 @@ COMMANDS = {
     "analyze": "draw what a network does inside, or proposal by proposal",
     "inspect_model": "print the layers of a network as a table",
     "convert_weights": "write the weights of a .caffemodel as a model of Keras",
+    "tune_crf": "search the parameters of a dense CRF behind a network",
+    "crf": "clean a rough annotation of a photograph by a dense CRF",
 }
 
 

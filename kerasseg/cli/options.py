@@ -10,8 +10,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from kerasseg.crf import PARAMETERS
 from kerasseg.errors import KerassegError
 from kerasseg.recipes import RECIPES, Recipe, Stage
+from kerasseg.tables import did_you_mean
 
 # Set by --recipe, or only told.
 _NOT_OPTIONS = ("name", "stages", "paper", "expected", "command")
@@ -304,16 +306,22 @@ def fitted_arguments(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Refuses unknown networks and impossible numbers at once, in every stage, before TensorFlow is imported.
+    """Refuses unknown names and impossible numbers at once, in every stage, before TensorFlow is imported.
 
     Raises:
-        KerassegError: If there is no such network, or a number is out of range.
+        KerassegError: If there is no such network or CRF, a number is out of range, or no CRF-RNN takes the arguments of one.
     """
     from kerasseg.models import MODELS
 
-    for one in [recipe.stage(stage.name) for stage in recipe.stages] or [recipe]:
+    runs = [recipe.stage(stage.name) for stage in recipe.stages] or [recipe]
+    _check_crf_rnn(runs)
+    for one in runs:
         if one.arch not in MODELS:
             MODELS[one.arch]
+        # Names alone: a run may be moved to where a file is not, and parameters are searched behind a trained network.
+        if one.crf is not None and one.crf not in PARAMETERS:
+            hint = did_you_mean(one.crf, PARAMETERS)
+            raise KerassegError(f"--crf '{one.crf}': no such parameters; {hint} (files are for evaluate.py --crf)")
         for names, (fits, expected) in _RANGES.items():
             for name in names.split():
                 value = getattr(one, name)
@@ -321,6 +329,16 @@ def check_names(recipe: Recipe) -> None:
                     raise KerassegError(f"--{name.replace('_', '-')} {value}: expected {expected}")
         if one.warmup_steps >= one.iterations:
             raise KerassegError(f"--warmup-steps {one.warmup_steps}: expected fewer than --iterations {one.iterations}")
+
+
+def _check_crf_rnn(runs: list[Recipe]) -> None:
+    """Refuses arguments that no CRF-RNN takes; where some stage has one, those of all stages may name them."""
+    taken = {name for one in runs if one.crf_rnn for name in one.crf_rnn_arguments}
+    for one in runs:
+        idle = [name for name in one.crf_rnn_arguments if name not in taken]
+        if idle and not one.crf_rnn:
+            advice = "has its own, give it --arguments" if one.arch == "crf_rnn" else "has no CRF-RNN, pass --crf-rnn with them"
+            raise KerassegError(f"--crf-rnn-arguments {', '.join(idle)}: {one.name} {advice}, or omit them")
 
 
 def _not_negative(values) -> bool:

@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
     from kerasseg.evaluation import predict
 
     inference.method.check_names([name.as_posix() for _, name in images])
-    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method}
+    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method, "crf": inference.crf}
     with Progress("predicting", len(images), unit="images") as progress:
         for done, (path, name) in enumerate(images, start=1):
             image = decode_image(path)

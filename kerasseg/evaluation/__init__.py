@@ -1,5 +1,16 @@
 """Running trained networks: on one photograph, and on a data set with scores and a report."""
 
+from kerasseg.evaluation.annotations import Annotation as Annotation
+from kerasseg.evaluation.annotations import read_annotation as read_annotation
+from kerasseg.evaluation.crf import crf_parameters as crf_parameters
+from kerasseg.evaluation.crf_search import SEARCHES as SEARCHES
+from kerasseg.evaluation.crf_search import Search as Search
+from kerasseg.evaluation.crf_search import search_parameters as search_parameters
+from kerasseg.evaluation.crf_search import write_best as write_best
+from kerasseg.evaluation.crf_store import Tried as Tried
+from kerasseg.evaluation.crf_store import draw_images as draw_images
+from kerasseg.evaluation.crf_store import score_parameters as score_parameters
+from kerasseg.evaluation.crf_store import store_logits as store_logits
 from kerasseg.evaluation.evaluator import Evaluation as Evaluation
 from kerasseg.evaluation.evaluator import ImageScore as ImageScore
 from kerasseg.evaluation.evaluator import Regions as Regions
@@ -20,3 +31,5 @@ from kerasseg.evaluation.report import side_by_side as side_by_side
 from kerasseg.evaluation.report import write_report as write_report
 from kerasseg.evaluation.tiles import TILE_SIZES as TILE_SIZES
 from kerasseg.evaluation.tiles import Tiles as Tiles
+from kerasseg.evaluation.trimap import Trimap as Trimap
+from kerasseg.evaluation.trimap import draw_trimaps as draw_trimaps

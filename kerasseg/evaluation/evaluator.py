@@ -2,14 +2,23 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.inference import Inference, predict_with_classes
+from kerasseg.evaluation.trimap import Trimap
 from kerasseg.labels import IGNORE
-from kerasseg.metrics import SCORES, boundary_region, check_boundary_distance, confusion_matrix, scores
+from kerasseg.metrics import (
+    SCORES,
+    boundary_region,
+    check_boundary_distance,
+    confusion_matrix,
+    scores,
+    trimap_matrices,
+    trimap_widths,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Evaluation:
         images: One score per image, in the order of the data.
         inference: How the network was run.
         regions: The same in two parts, if that was asked for.
+        trimap: The same in bands around the boundaries, if that was asked for.
     """
 
     matrix: np.ndarray
@@ -67,6 +77,7 @@ class Evaluation:
     images: list[ImageScore]
     inference: Inference = Inference()
     regions: Regions | None = None
+    trimap: Trimap | None = None
 
     def table(self) -> str:
         """One line per class and one per score, all in percent; `-` for classes that do not occur."""
@@ -83,6 +94,8 @@ class Evaluation:
             ]
             for name, part in self.regions.scores().items():
                 lines.append(f"{name:<{width}}  {_percent(part['mean_iou']):>10}  {_percent(part['pixel_accuracy']):>10}")
+        if self.trimap:
+            lines += ["", *self.trimap.table()]
         return "\n".join(lines)
 
     def summary(self) -> dict[str, float]:
@@ -103,6 +116,7 @@ class Evaluation:
             "confusion_matrix": self.matrix.tolist(),
             "images": [{key: _finite(value) for key, value in dataclasses.asdict(image).items()} for image in self.images],
             **({"boundary": self._regions_json()} if self.regions else {}),
+            **({"trimap": self.trimap.to_json()} if self.trimap else {}),
         }
 
     def _regions_json(self) -> dict:
@@ -127,6 +141,8 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
     boundary: float | None = None,
+    trimap: Sequence[float] | None = None,
+    trimap_boundary: str = "labels",
 ) -> Evaluation:
     """Scores a network on a data set.
 
@@ -139,23 +155,19 @@ def evaluate(
         progress: Called with (images done, images in all) after each image.
         limit: Only so many images, the first ones.
         boundary: Up to how many pixels from the boundary of objects to score apart from the rest; `None`: not.
+        trimap: Widths of bands around the boundaries to score, in pixels, ascending, such as `range(1, 41)`; `None`: none.
+        trimap_boundary: What the boundaries are, one of `kerasseg.metrics.TRIMAP_BOUNDARIES`.
     Returns:
         Scores at the labels' own size, pixels with label 255 left out.
     Raises:
-        KerassegError: If there are no images, an image has no label or one of another size, a label is out of range, or the
-            network's number of classes is not the data set's.
+        KerassegError: If there are no images, an image has no label or one of another size, a label is out of range, the
+            network's number of classes is not the data set's, or there is no photograph for the CRF.
     """
     inference = inference or Inference()
-    if limit is not None and limit < 1:
-        raise KerassegError(f"limit {limit}: expected at least 1 image, or None for all")
-    total = len(data) if limit is None else min(limit, len(data))
-    if not total:
-        raise KerassegError(f"nothing to evaluate: data set '{data.labels.name}' has no images in this split")
-    if boundary is not None:
-        check_boundary_distance(boundary)
-    # Not after hours of work.
-    inference.method.check_names(getattr(data, "ids", ())[:total])
-    matrix, close, images = *np.zeros((2, data.labels.num_classes, data.labels.num_classes), np.int64), []
+    total = _check_request(data, inference, limit, boundary)
+    classes = data.labels.num_classes
+    matrix, close, images = *np.zeros((2, classes, classes), np.int64), []
+    bands = None if trimap is None else Trimap(trimap_widths(trimap), trimap_boundary, 0)
     for index in range(total):
         example = data[index]
         prediction = _prediction(model, example, data.labels, inference)
@@ -164,12 +176,30 @@ def evaluate(
         if boundary is not None:
             label = np.where(boundary_region(example.label, boundary), example.label, IGNORE)
             close += _image_matrix(example, label, prediction, data.labels)
+        if bands is not None:
+            found = trimap_matrices(example.label, prediction, bands.widths, classes, boundary=trimap_boundary)
+            bands = dataclasses.replace(bands, matrices=bands.matrices + found)
         result = scores(one)
         images.append(ImageScore(example.id, result["mean_iou"], result["pixel_accuracy"]))
         if progress:
             progress(index + 1, total)
     regions = None if boundary is None else Regions(boundary, close, matrix - close)
-    return Evaluation(matrix, data.labels, scores(matrix), images, inference, regions)
+    return Evaluation(matrix, data.labels, scores(matrix), images, inference, regions, bands)
+
+
+def _check_request(data, inference: Inference, limit: int | None, boundary: float | None) -> int:
+    """Refuses, not after hours of work, what cannot be done; counts the images."""
+    if limit is not None and limit < 1:
+        raise KerassegError(f"limit {limit}: expected at least 1 image, or None for all")
+    total = len(data) if limit is None else min(limit, len(data))
+    if not total:
+        raise KerassegError(f"nothing to evaluate: data set '{data.labels.name}' has no images in this split")
+    if boundary is not None:
+        check_boundary_distance(boundary)
+    if inference.crf is not None and not getattr(data, "photographs", True):
+        raise KerassegError(f"data set '{data.labels.name}' holds maps of a network, no photographs: expected no CRF (--crf none)")
+    inference.method.check_names(getattr(data, "ids", ())[:total])
+    return total
 
 
 def _prediction(model, example, labels, inference) -> np.ndarray:

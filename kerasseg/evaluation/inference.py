@@ -1,15 +1,17 @@
-"""Running a network on one image: any size, several scales, mirrored."""
+"""Running a network on one image: any size, several scales, mirrored, a CRF behind it."""
 
 import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import tensorflow as tf
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.crf import crf_logits, crf_parameters, described, marginals
 from kerasseg.evaluation.methods import Method, View, WholeImage, scaled_size
 from kerasseg.evaluation.running import resized
 
@@ -26,11 +28,15 @@ class Inference:
             has `(0.5,)`.
         flip: Whether to run every scale mirrored left to right as well.
         method: How the network is run on each of these pictures.
+        crf: Parameters of a dense CRF behind all that, on the photograph at its own size: name in `kerasseg.crf.PARAMETERS`,
+            `kerasseg.crf.Parameters`, or a file of `tools/tune_crf.py`; `None`: no CRF. It starts from the scores of a network that
+            saw one picture, else from −log of the averaged probabilities.
     """
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     method: Method = WholeImage()
+    crf: Any = None
 
     def __post_init__(self):
         if not self.scales or not all(scale > 0 and math.isfinite(scale) for scale in self.scales):
@@ -38,6 +44,8 @@ class Inference:
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         if not isinstance(self.method, Method):
             raise KerassegError(f"method {self.method!r}: expected one that is made, such as kerasseg.evaluation.Tiles((900, 900))")
+        if self.crf is not None:
+            object.__setattr__(self, "crf", crf_parameters(self.crf))
 
     def with_tta(self) -> "Inference":
         """The same with test-time augmentation: every scale times `TTA_FACTORS`, and mirrored copies."""
@@ -51,17 +59,21 @@ class Inference:
 
     def to_json(self) -> dict:
         """All of it as JSON can hold it."""
-        return {"scales": list(self.scales), "flip": self.flip, "method": self.method.to_json()}
+        crf = {} if self.crf is None else {"crf": dataclasses.asdict(self.crf)}
+        return {"scales": list(self.scales), "flip": self.flip, "method": self.method.to_json(), **crf}
 
     def __str__(self):
-        """All of it on one line, to be read; of the method nothing where it is the whole image."""
+        """All of it on one line, to be read; nothing of the method where it is the whole image, nor of a CRF that is not there."""
         scales = f"scales {', '.join(f'{scale:g}' for scale in self.scales)}"
         method = "" if self.method == WholeImage() else f"; {self.method}"
-        return f"{scales}{', mirrored too' if self.flip else ''}{method}"
+        crf = "" if self.crf is None else f"; {described(self.crf)}"
+        return f"{scales}{', mirrored too' if self.flip else ''}{method}{crf}"
 
 
-def probabilities(model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, name=None) -> np.ndarray:
-    """Class probabilities at the image's own size, averaged over scales and mirrored copies.
+def probabilities(
+    model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, crf=None, name=None
+) -> np.ndarray:
+    """Class probabilities at the image's own size, averaged over scales and mirrored copies; with a CRF its marginals.
 
     The logits, not their probabilities, are resized back: bilinear, half-pixel centres. Scores that are no logits of one network,
     as those of `Proposals`, are averaged as they are, and the softmax taken of the mean.
@@ -72,18 +84,19 @@ def probabilities(model, image, *, scales=(1.0,), flip: bool = False, method: Me
         scales: As in `Inference`.
         flip: As in `Inference`.
         method: As in `Inference`; `None`: the whole image.
+        crf: As in `Inference`.
         name: As for `predict`.
     Returns:
         Shape `(H, W, C)`, float32, sums to 1 over the classes.
     Raises:
         KerassegError: As `predict`.
     """
-    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method)
-    mean = _mean(_views(model, image_array(image), inference, name_of(image, name)), inference.method.kind)
-    return (tf.nn.softmax(mean) if inference.method.kind == "scores" else mean).numpy()
+    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf)
+    total, kind = _combined(model, image_array(image), inference, name_of(image, name))
+    return (total if kind == "probabilities" else tf.nn.softmax(total)).numpy()
 
 
-def predict(model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, name=None) -> np.ndarray:
+def predict(model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, crf=None, name=None) -> np.ndarray:
     """The class of every pixel, at the photograph's own size.
 
     Args:
@@ -93,15 +106,16 @@ def predict(model, image, *, scales=(1.0,), flip: bool = False, method: Method |
         scales: As in `Inference`.
         flip: As in `Inference`.
         method: As in `Inference`; `None`: the whole image.
+        crf: As in `Inference`.
         name: What the image is called in a file of boxes; `None`: the file's name without its suffix, if `image` is a path.
     Returns:
-        Shape `(H, W)`, int32, 0 to C − 1. With scale 1 alone exactly the argmax of `model(image)`.
+        Shape `(H, W)`, int32, 0 to C − 1. With scale 1 alone, and no CRF, exactly the argmax of `model(image)`.
     Raises:
         KerassegError: If the image is not RGB 0–255, or the network cannot take one image of that size.
     Example:
         >>> kerasseg.colorize(kerasseg.predict(model, "photo.jpg"))
     """
-    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method)
+    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf)
     return predict_with_classes(model, image_array(image), inference, name_of(image, name))[0].numpy()
 
 
@@ -121,10 +135,35 @@ def predict_with_classes(model, image: np.ndarray, inference: Inference, name: s
     Returns:
         The classes as a tensor `(H, W)` int32, and the network's number of classes.
     """
-    views = _views(model, image, inference, name)
-    # A single view not by way of the softmax: its rounding makes ties of logits that differ.
-    total = next(views) if inference.is_single else _mean(views, inference.method.kind)
+    total, _ = _combined(model, image, inference, name)
     return tf.argmax(total, axis=-1, output_type=tf.int32), total.shape[-1]
+
+
+def logits_for_crf(model, image: np.ndarray, inference: Inference, name: str | None = None) -> np.ndarray:
+    """What a CRF behind that inference starts from; whether the inference has one makes no difference.
+
+    Args:
+        model: As for `predict`.
+        image: Shape `(H, W, 3)`, RGB 0–255.
+        inference: How to run the network.
+        name: The image's name, under which boxes are looked up.
+    Returns:
+        Shape `(H, W, C)`, float32: the negative of the unary energy.
+    """
+    return crf_logits(*_combined(model, image, dataclasses.replace(inference, crf=None), name))
+
+
+def _combined(model, image, inference, name):
+    """One map of scores (H, W, C) from all views and the CRF, and what it holds, as `Method.kind` says it."""
+    views, kind = _views(model, image, inference, name), inference.method.kind
+    if inference.is_single:
+        # Not by way of the softmax: its rounding makes ties of logits that differ.
+        total = next(views)
+    else:
+        total, kind = _mean(views, kind), "probabilities" if kind == "logits" else kind
+    if inference.crf is None:
+        return total, kind
+    return tf.constant(marginals(image, crf_logits(total, kind), inference.crf)), "probabilities"
 
 
 def _mean(views, kind):

@@ -1,5 +1,6 @@
 """Pictures of predictions beside the truth, and the report directory of an evaluation."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.trimap import draw_trimaps
 from kerasseg.labels import IGNORE, colorize
 from kerasseg.runs import atomic_path, write_json
 
@@ -116,9 +118,9 @@ def text_height():
 
 
 def write_report(directory, evaluation, pictures=()) -> Path:
-    """Writes what an evaluation found: `scores.json`, `scores.txt` and, with examples, `pictures.png`.
+    """Writes what an evaluation found: `scores.json`, `scores.txt`, of a trimap `trimap.png`, with examples `pictures.png`.
 
-    Every file appears whole or not at all.
+    Every file appears whole or not at all. The curve of a trimap is left out where matplotlib is not installed.
 
     Args:
         directory: Where to write, made if need be; in a run directory its `report`.
@@ -131,6 +133,8 @@ def write_report(directory, evaluation, pictures=()) -> Path:
     write_json(directory / "scores.json", evaluation.to_json())
     with atomic_path(directory / "scores.txt") as temporary:
         temporary.write_text(evaluation.table() + "\n", encoding="utf-8")
+    if evaluation.trimap and importlib.util.find_spec("matplotlib"):
+        draw_trimaps({evaluation.labels.name: evaluation.trimap}, directory / "trimap.png")
     pictures = list(pictures)
     if pictures:
         examples, predictions = zip(*pictures, strict=True)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from kerasseg.errors import KerassegError
+from kerasseg.export.cutting import Cut, cut_for_tflite
 from kerasseg.export.parity import Parity, measure_parity
 from kerasseg.labels import LabelTable
 from kerasseg.runs import atomic_path, write_json
@@ -27,6 +28,9 @@ def export_tflite(
 
     The file takes one RGB image of 0–255, float32, and gives its logits; preprocessing is inside. Beside it lies a JSON file of
     the same name with classes, palette, input size and the figures of the comparison.
+
+    A CRF at the end of the network stays outside (`cut_for_tflite` says which): the file gives the logits that it would refine, is
+    compared with the network up to there, and the JSON file says so under `left_out`.
 
     Args:
         model: The trained network, one input and one output.
@@ -49,17 +53,18 @@ def export_tflite(
     if len(model.inputs) != 1 or isinstance(model.output, dict):
         raise KerassegError(f"{model.name} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; a file has one of each")
     shape = (1, *input_size, model.inputs[0].shape[-1])
-    content = _convert(model, shape)
+    cut = cut_for_tflite(model)
+    content = _convert(cut.model, shape)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         batches = [image[np.newaxis].astype(np.float32) for image in images] + _random_images(shape)
-        parity = measure_parity(_litert_runner(temporary), lambda x: model(x, training=False), batches)
+        parity = measure_parity(_litert_runner(temporary), lambda x: cut.model(x, training=False), batches)
         if not parity.relative_error <= tolerance:
             raise KerassegError(
                 f"the TFLite file disagrees with Keras: relative error {parity.relative_error:.2g} of the logits, "
                 f"tolerance {tolerance:g}; no file was written"
             )
-    write_json(path.with_suffix(".json"), _description(model, shape, labels, parity, len(content)))
+    write_json(path.with_suffix(".json"), _description(cut, shape, labels, parity, len(content)))
     return parity
 
 
@@ -103,12 +108,13 @@ def _random_images(shape) -> list[np.ndarray]:
     return [noise, tf.image.resize(coarse, shape[1:3]).numpy()]
 
 
-def _description(model, shape, labels: LabelTable | None, parity: Parity, size: int) -> dict:
+def _description(cut: Cut, shape, labels: LabelTable | None, parity: Parity, size: int) -> dict:
     return {
-        "network": model.name,
+        "network": cut.model.name,
         "format": "tflite float32",
         "input": {"shape": list(shape), "type": "float32", "range": [0, 255], "preprocessing": "inside"},
-        "output": {"shape": [1, *shape[1:3], model.output.shape[-1]], "type": "float32", "meaning": "logits"},
+        "output": {"shape": [1, *shape[1:3], cut.model.output.shape[-1]], "type": "float32", "meaning": "logits"},
+        "left_out": cut.left_out,
         "classes": list(labels.classes) if labels else None,
         "palette": [list(color) for color in labels.palette] if labels else None,
         "bytes": size,

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kerasseg.crf import MeanField
 from kerasseg.errors import KerassegError
 from kerasseg.interop.caffe_layout import convert, second_sources
 from kerasseg.interop.caffemodel import read_caffemodel, same_arrays
@@ -25,13 +26,15 @@ def load_caffe(
     Nothing is copied unless everything fits, or `skip_mismatch` allows the rest to stay as it is. Layers that share their
     weights stand in a file once for each use: several may fill one of ours if they hold the same numbers. Caffe's BatchNorm and
     the Scale behind it fill one batch normalisation, mean and variance divided by the stored factor; gamma and beta alone, with
-    the statistics folded into them (DeconvNet), fill one, too.
+    the statistics folded into them (DeconvNet), fill one, too. The weights of a CRF (CRF-RNN's `inference1`) may be missing and
+    then stay as they are.
 
     Args:
         model: A network of `MODELS`.
         source: Path of a `.caffemodel`, or Caffe layer name → its arrays in Caffe layout: convolution
             `(out, in / group, kh, kw)`, transposed convolution `(in, out / group, kh, kw)`, fully connected `(out, in)`, bias
-            `(out,)`, scale `(C,)`, batch normalisation `(C,)`, `(C,)` and `(1,)`.
+            `(out,)`, scale `(C,)`, batch normalisation `(C,)`, `(C,)` and `(1,)`; mean field the weights of the spatial and of the
+            bilateral kernel and the compatibility, `(C, C)` each.
         skip_mismatch: Load what fits and return the rest instead of raising.
         aliases: Regular expression → replacement for layer names; the network's own by default.
     Returns:
@@ -57,13 +60,18 @@ def load_caffe(
                 weights[name] = convert(layers[name], group)
             except ValueError as error:
                 problems.append(f"{' + '.join(group)}: {error}")
-    problems += [f"missing layer {layer.name}" for layer in model.layers if layer.weights and layer.name not in sources]
+    problems += [f"missing layer {layer.name}" for layer in model.layers if _needed(layer) and layer.name not in sources]
     if problems and not (skip_mismatch and weights):
         way_out = "nothing of them fits" if skip_mismatch else "skip_mismatch=True loads what fits and leaves the rest"
         raise KerassegError(f"the weights do not fit {model.name}: {'; '.join(problems)} ({way_out})")
     for name, values in weights.items():
         layers[name].set_weights(values)
     return problems
+
+
+def _needed(layer) -> bool:
+    """A CRF's first weights are those that its authors began with: a file of the network alone leaves them."""
+    return bool(layer.weights) and not isinstance(layer, MeanField)
 
 
 def _arrays(name: str, blobs: Iterable) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from kerasseg.crf import MeanField
 from kerasseg.layers import BilinearUpsampling, ChannelScale
 from kerasseg.ops import bilinear_kernel
 
@@ -63,6 +64,8 @@ def _arrays(layer, blobs: list[np.ndarray]) -> list[np.ndarray]:
         return [_kernel(blobs[0], layer), *blobs[1:]]
     if isinstance(layer, ChannelScale):
         return blobs
+    if isinstance(layer, MeanField):
+        return _mean_field(layer, blobs)
     raise ValueError(f"{type(layer).__name__} takes no Caffe weights")
 
 
@@ -111,6 +114,16 @@ def _transposed_kernel(blob: np.ndarray, layer) -> np.ndarray:
         # Grouped, one kernel a channel: the same thing on the diagonal of a dense one.
         blob = blob * np.eye(channels, dtype=blob.dtype)[:, :, None, None]
     return blob.transpose(2, 3, 1, 0)
+
+
+def _mean_field(layer, blobs: list[np.ndarray]) -> list[np.ndarray]:
+    """CRF-RNN's three matrices, rows for the class that is scored, in the order of our variables."""
+    names = ("spatial_weight", "bilateral_weight", "compatibility")
+    if len(blobs) != len(names):
+        raise ValueError(f"received {len(blobs)} arrays, expected {', '.join(names)}")
+    # Caffe's blobs had four axes.
+    matrices = {name: np.reshape(blob, np.shape(blob)[-2:]) for name, blob in zip(names, blobs, strict=True)}
+    return [matrices[weight.name] for weight in layer.weights]
 
 
 def _check_bilinear(layer, blobs: list[np.ndarray]) -> None:

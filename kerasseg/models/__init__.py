@@ -30,5 +30,6 @@ MODELS = LazyTable(
         "dilation10": "kerasseg.models.dilation:dilation10",
         "gcn": "kerasseg.models.gcn:gcn",
         "deconvnet": "kerasseg.models.deconvnet:deconvnet",
+        "crf_rnn": "kerasseg.models.crf_rnn:crf_rnn",
     },
 )

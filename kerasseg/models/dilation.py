@@ -14,6 +14,7 @@ from kerasseg.backbones.building import image_input, network, preprocess, with_w
 from kerasseg.backbones.context import context_module
 from kerasseg.backbones.grafting import chain_to, layer_of, repeat, split_tail
 from kerasseg.backbones.vgg import load_vgg16_classifier, vgg16_valid
+from kerasseg.crf import MeanField
 from kerasseg.errors import KerassegError
 from kerasseg.layers import BilinearUpsampling, Conv2D, CropLike, MinimumSize, NullBackground, ReflectionPadding2D, crop_offset
 
@@ -231,6 +232,8 @@ def native_network(model: keras.Model) -> tuple[keras.Model, int]:
     Reference:
         fyu/dilation, predict.py.
     """
+    if any(isinstance(layer, MeanField) for layer in model.layers):
+        raise KerassegError(f"{model.name} has a CRF-RNN, which sees whole images: the authors' tiles are of networks without")
     scores, tail = split_tail(model.outputs[0])
     chain = [layer_of(tensor) for tensor in chain_to(scores)]
     if len(model.outputs) != 1 or not any(isinstance(layer, ReflectionPadding2D) for layer in chain):
@@ -278,6 +281,8 @@ def with_context(
         raise KerassegError(
             f"{model.name} scores its background 0 (null_background), which a context module would undo: build it without"
         )
+    if any(isinstance(layer, MeanField) for layer in model.layers):
+        raise KerassegError(f"{model.name} has a CRF: call with_context first, and then with_crf_rnn")
     if any(layer.name.startswith("ctx_") for layer in model.layers):
         raise KerassegError(f"{model.name} has a context module already: with_context expects a network without, e.g. fcn8s(21)")
     scores, tail = split_tail(model.outputs[0])

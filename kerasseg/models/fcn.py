@@ -10,9 +10,9 @@ from functools import partial
 import keras
 
 from kerasseg.backbones.alexnet import caffenet
-from kerasseg.backbones.building import image_input, network, preprocess, with_weights
+from kerasseg.backbones.building import crop_alike, image_input, network, preprocess, with_weights
 from kerasseg.backbones.googlenet import googlenet
-from kerasseg.backbones.vgg import load_vgg16_classifier, vgg16
+from kerasseg.backbones.vgg import PADDINGS, load_vgg16_classifier, trunk_padding, vgg16
 from kerasseg.errors import KerassegError
 from kerasseg.layers import BilinearInitializer, BilinearUpsampling, ChannelScale, Conv2D, CropLike, NullBackground, crop_offset
 
@@ -22,7 +22,6 @@ ALIASES = {
     r"(.+)_geo": r"\1_geometric",
     r"score-(.+)": r"score_\1",
 }
-PADDINGS = ("authors", "same")
 FUSIONS = {"sum": keras.layers.Add, "max": keras.layers.Maximum}
 # Skips from the finest trunk level needed, coarse to fine, with the name of the upsampling before each.
 _SKIPS = {32: (), 16: (("pool4", "upscore2"),), 8: (("pool4", "upscore2"), ("pool3", "upscore_pool4"))}
@@ -43,16 +42,6 @@ def _upsample_twice(x, name: str, learn: bool):
     return keras.layers.Conv2DTranspose(channels, 4, 2, use_bias=False, kernel_initializer=BilinearInitializer(), name=name)(x)
 
 
-def _fuse(upscored, skip, names: Mapping[str, str], fusion: str):
-    """Crops whichever map reaches beyond the other, then fuses."""
-    offset = crop_offset(skip, upscored)
-    if offset >= 0:
-        skip = CropLike(offset, name=names["skip"] + "c")([skip, upscored])
-    else:
-        upscored = CropLike(-offset, name=names["upscored"] + "c")([upscored, skip])
-    return FUSIONS[fusion](name=names["fused"])([upscored, skip])
-
-
 def _head(levels, image, channels: int, *, suffix: str, stride: int, learn_upsampling: bool, fusion: str, null_background: bool):
     """Scores each level, upsamples and fuses from coarse to fine, and upsamples to the image."""
     channels -= int(null_background)
@@ -60,8 +49,7 @@ def _head(levels, image, channels: int, *, suffix: str, stride: int, learn_upsam
     for pool, upsampling in _SKIPS[stride]:
         x = _upsample_twice(x, upsampling + suffix, learn_upsampling)
         skip = _score(levels[pool], channels, f"score_{pool}{suffix}")
-        names = {"skip": f"score_{pool}{suffix}", "upscored": upsampling + suffix, "fused": f"fuse_{pool}{suffix}"}
-        x = _fuse(x, skip, names, fusion)
+        x = FUSIONS[fusion](name=f"fuse_{pool}{suffix}")(crop_alike(x, skip))
     if null_background:
         x = NullBackground(name=f"null_background{suffix}")(x)
     return _to_image(x, image, 2 * stride, stride, suffix)
@@ -105,7 +93,7 @@ def _vgg_builder(arch: str, stride: int, at_once: bool = False):
         late_fusion: tuple[str, str] | None = None,
     ) -> keras.Model:
         _check(padding, fusion)
-        trunk = partial(vgg16, width_multiplier=width_multiplier, dropout_rate=dropout_rate, **_trunk_padding(padding))
+        trunk = partial(vgg16, width_multiplier=width_multiplier, dropout_rate=dropout_rate, **trunk_padding(padding))
         head = partial(_head, stride=stride, learn_upsampling=learn_upsampling, fusion=fusion, null_background=null_background)
         if late_fusion is not None:
             if stride != 32 or isinstance(num_classes, Mapping) or null_background or fusion != "sum":
@@ -127,12 +115,6 @@ def _vgg_builder(arch: str, stride: int, at_once: bool = False):
     build.__name__ = build.__qualname__ = arch
     build.__doc__ = _VGG_DOC.format(summary=_SUMMARIES[arch])
     return build
-
-
-def _trunk_padding(padding: str) -> dict:
-    if padding == "authors":
-        return {"first_padding": 100, "fc6_padding": "valid"}
-    return {"first_padding": 1, "fc6_padding": "same"}
 
 
 def _late_fusion(num_classes: int, streams, input_shape, preprocessing, trunk) -> keras.Model:
@@ -207,7 +189,7 @@ def _truncated_builder(pool: str, stride: int):
         # The classifier has weights for the layers behind the pool, too, which are no part of the model.
         last = "fc7" if weights == "imagenet" else pool
         x = preprocess(image, preprocessing)
-        levels = vgg16(x, width_multiplier=width_multiplier, last=last, **_trunk_padding(padding))
+        levels = vgg16(x, width_multiplier=width_multiplier, last=last, **trunk_padding(padding))
 
         def head(channels, suffix):
             return _to_image(_score(levels[pool], channels, f"score_{pool}{suffix}"), image, 2 * stride, stride, suffix)

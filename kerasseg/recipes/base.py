@@ -52,6 +52,8 @@ class Recipe:
     training_arguments: Mapping[str, Any] = _is(
         "arguments of the network while it trains, on top of the others, e.g. upsample_logits=false", default_factory=dict
     )
+    crf_rnn: bool = _is("put a CRF-RNN behind the network, which trains with it (kerasseg.with_crf_rnn)", default=False)
+    crf_rnn_arguments: Mapping[str, Any] = _is("arguments of kerasseg.with_crf_rnn, as name=value", default_factory=dict)
     freeze: tuple[str, ...] = _is("layers whose weights stay as they are, as regular expressions on names", default=())
     freeze_batch_norm: bool = _is("keep the statistics, scales and offsets of every batch normalization as they are", default=False)
     precision: str = _is("arithmetic in training: float32, bfloat16 or float16; weights stay float32", default="float32")
@@ -118,6 +120,8 @@ class Recipe:
     validate_every: int | None = _is("optimiser steps between validations (default: never)", default=None)
     validation_images: int | None = _is("images of each validation (default: all)", default=None)
     keep_best: bool = _is("whether the trained model is the best of the validations, or else the last step", default=True)
+    # Evaluation
+    crf: str | None = _is("DenseCRF behind the network in evaluation: parameters, by name in kerasseg.crf.PARAMETERS", default=None)
     # Several runs, each beginning where others ended
     stages: tuple[Stage, ...] = _is("the runs, in their order", default=())
     # What it reproduces
@@ -196,6 +200,39 @@ class Recipe:
     def as_trained(self) -> "Recipe":
         """Gives the recipe whose network is the one that trains: its `training_arguments` are among its arguments."""
         return self.override(arguments={**self.arguments, **self.training_arguments}, training_arguments={})
+
+    def with_crf(self, crf: str, expected: str | None) -> "Recipe":
+        """Gives the recipe of another row of a table: the same network, trained alike, and a DenseCRF behind it in evaluation.
+
+        Args:
+            crf: Its parameters, by their name in `kerasseg.crf.PARAMETERS`.
+            expected: Published result and where.
+        Returns:
+            A recipe of this one's name and `_crf`; of several stages, the last has the CRF.
+        """
+        return self._of_another_row(f"{self.name}_crf", crf=crf, expected=expected)
+
+    def with_stage(self, name: str, last: Stage, expected: str | None) -> "Recipe":
+        """Gives the recipe of another row of a table: this one's stages, or the one run that it is, and a further one.
+
+        Args:
+            name: Name of the recipe.
+            last: The further stage.
+            expected: Published result of that and where.
+        """
+        stages = self.stages or (Stage(name="network"),)
+        return self._of_another_row(name, expected=expected, stages=(*stages, last))
+
+    def _of_another_row(self, name: str, **values) -> "Recipe":
+        """A recipe of another name, of whose stages the last has those values, and the earlier ones what they have here."""
+        *earlier, last = values.pop("stages", self.stages) or (None,)
+        kept = {field: getattr(self, field) for field in values}
+        stages = [dataclasses.replace(stage, changes={**kept, **stage.changes}) for stage in earlier]
+        if last:
+            stages.append(dataclasses.replace(last, changes={k: v for k, v in last.changes.items() if k not in values}))
+        return self.override(
+            name=name, command=self.command and self.command.replace(self.name, name), **values, stages=tuple(stages)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Gives the fields as JSON-ready values."""

@@ -24,6 +24,7 @@ from kerasseg.data.transforms import (
 from kerasseg.errors import KerassegError
 from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
+from kerasseg.models.crf_rnn import with_crf_rnn
 from kerasseg.recipes.base import Recipe
 from kerasseg.tables import did_you_mean, import_lazily
 
@@ -45,10 +46,20 @@ def build_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) 
     if not initial_weights:
         arguments["weights"] = None
     model = call_builder(recipe.arch, num_classes, arguments)
+    if recipe.crf_rnn:
+        model = _with_crf_rnn(model, recipe.crf_rnn_arguments)
     if len(model.inputs) != 1:
         names = ", ".join(tensor.name for tensor in model.inputs)
         raise KerassegError(f"{recipe.arch} with {arguments} has the inputs {names}: a recipe's data give one, an RGB image")
     return model
+
+
+def _with_crf_rnn(model: keras.Model, arguments: Mapping[str, Any]) -> keras.Model:
+    for name in arguments:
+        if not accepts(with_crf_rnn, name):
+            known = [p.name for p in inspect.signature(with_crf_rnn).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise KerassegError(f"crf_rnn_arguments: with_crf_rnn has no argument '{name}': {did_you_mean(name, known)}")
+    return with_crf_rnn(model, **arguments)
 
 
 def call_builder(arch: str, num_classes: int | Mapping[str, int], arguments: Mapping[str, Any]) -> keras.Model:

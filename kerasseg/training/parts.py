@@ -39,9 +39,9 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 
 # What decides the state of a run: its variables, and where in the training sequence it stands.
 _FIXED = (
-    "arch", "backbone", "width_multiplier", "output_stride", "arguments", "training_arguments", "freeze", "freeze_batch_norm",
-    "precision", "optimizer", "label_offset", "label_margin", "data", "split", "features", "examples", "boxes", "seed", "sampling",
-    "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
+    "arch", "backbone", "width_multiplier", "output_stride", "arguments", "training_arguments", "crf_rnn", "crf_rnn_arguments",
+    "freeze", "freeze_batch_norm", "precision", "optimizer", "label_offset", "label_margin", "data", "split", "features",
+    "examples", "boxes", "seed", "sampling", "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
 )  # fmt: skip
 
 # What the layer MinimumSize says where the size is known only when the graph runs.

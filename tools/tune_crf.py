@@ -1,0 +1,12 @@
+"""See kerasseg.cli.tune_crf; `python tools/tune_crf.py --help`."""
+
+import sys
+from pathlib import Path
+
+# Runs from a checkout that is not installed, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from kerasseg.cli.tune_crf import main
+
+if __name__ == "__main__":
+    sys.exit(main())
