@@ -1,4 +1,4 @@
-"""Mean-field inference in a fully connected CRF: the recurrence with its gradient, and the layer.
+"""Mean-field inference in a fully connected CRF: the recurrence with its gradient.
 
 The gradient stores the marginals of each step and nothing else; what was filtered is filtered again on the way back.
 """
