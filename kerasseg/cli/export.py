@@ -1,7 +1,6 @@
 """`tools/export.py`: write a file for devices."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from kerasseg.cli.opening import Opened, label_table, open_run_or_model, output_
 from kerasseg.cli.options import parse_size
 from kerasseg.cli.running import make_parser, run_command
 from kerasseg.errors import KerassegError
-from kerasseg.runs import write_json
 
 FORMATS = ("tflite",)
 
@@ -52,19 +50,12 @@ def run(arguments: Sequence[str]) -> None:
         crf = f"the DenseCRF of the evaluation ({crf}) is not in the file, which gives what it would start from"
         print(crf)
     labels = label_table(opened, output_classes(opened.model), options.labels)
-    parity = export_tflite(opened.model, out, input_size=tuple(size), labels=labels, images=[_resized(i, size) for i in images])
-    if crf:
-        _add_left_out(out.with_suffix(".json"), crf)
+    images = [_resized(image, size) for image in images]
+    parity = export_tflite(opened.model, out, input_size=tuple(size), labels=labels, images=images, left_out=crf or None)
     print(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, {size[0]}x{size[1]}; against Keras on {parity.images} images: relative error "
         f"{parity.relative_error:.1e}, same class in {100 * parity.argmax_agreement:.3f} % of pixels"
     )
-
-
-def _add_left_out(path: Path, sentence: str) -> None:
-    """Adds to the description beside a file what stands behind the network, of which the network itself knows nothing."""
-    values = json.loads(path.read_text())
-    write_json(path, {**values, "left_out": "; ".join(filter(None, (values["left_out"], sentence)))})
 
 
 def _real_images(opened: Opened, count: int = 2):

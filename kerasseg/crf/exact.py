@@ -60,13 +60,27 @@ def normalized(matrix: tf.Tensor, normalization: str = "symmetric") -> tf.Tensor
     """
     if normalization not in NORMALIZATIONS:
         raise KerassegError(f"CRF normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
+    before, after = normalizers(tf.reduce_sum(matrix, axis=-1), normalization)
+    matrix = matrix if after is None else after[..., :, None] * matrix
+    return matrix if before is None else matrix * before[..., None, :]
+
+
+def normalizers(sums, normalization: str) -> tuple:
+    """What values are multiplied by before and after filtering.
+
+    Args:
+        sums: The kernel's row sums n = K·1, of any shape.
+        normalization: As for `normalized`.
+    Returns:
+        Two tensors like `sums`; `None` is 1.
+    """
     if normalization == "none":
-        return matrix
-    sums = tf.reduce_sum(matrix, axis=-1) + _TINY
+        return None, None
     if normalization == "symmetric":
-        root = tf.math.rsqrt(sums)
-        return root[..., :, None] * matrix * root[..., None, :]
-    return matrix / (sums[..., :, None] if normalization == "after" else sums[..., None, :])
+        inverse = tf.math.rsqrt(sums + _TINY)
+        return inverse, inverse
+    inverse = 1.0 / (sums + _TINY)
+    return (None, inverse) if normalization == "after" else (inverse, None)
 
 
 def filtered(features, values, normalization: str = "none") -> tf.Tensor:

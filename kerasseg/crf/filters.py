@@ -21,19 +21,10 @@ def filter_of(lattice: Lattice, normalization: str = "none"):
     Returns:
         Object with `apply(values)`, from `(N, C)` float32 to as many, and `transposed()`, the filter of the transposed kernel.
     """
-    before, after = _normalizers(lattice, normalization)
+    # Of a kernel that is not normalized its sums are not worked out.
+    sums = None if normalization == "none" else kernel_sums(lattice)
+    before, after = exact.normalizers(sums, normalization)
     return StaticFilter(lattice, before, after) if lattice.static else SparseFilter(lattice, before, after)
-
-
-def _normalizers(lattice, normalization) -> tuple:
-    """What values are multiplied by before and after filtering, shape `(N, 1)`; `None` is 1."""
-    if normalization == "none":
-        return None, None
-    sums = kernel_sums(lattice) + 1e-20
-    if normalization == "symmetric":
-        inverse = tf.math.rsqrt(sums)
-        return inverse, inverse
-    return (None, 1.0 / sums) if normalization == "after" else (1.0 / sums, None)
 
 
 def weighted_sum(filters, weights):

@@ -153,14 +153,13 @@ def build(features, batch: int | tf.Tensor = 1, spans=None) -> Lattice:
     low = [tf.reduce_min(key) - _MARGIN for key in keys]
     if static:
         ranges, numbering = [extent + 2 * _MARGIN for extent in key_ranges(spans)], StaticNumbering
-    else:
-        ranges = [tf.reduce_max(key) - least + 1 + _MARGIN for key, least in zip(keys, low, strict=True)]
-        numbering = Numbering
-    if static:
         # Features farther apart than was said have no cell: told by results that are no numbers.
         inside = [key - least < extent - _MARGIN for key, least, extent in zip(keys, low, ranges, strict=True)]
         weights = tf.where(tf.reduce_all(tf.stack(inside)), weights, float("nan"))
         keys = [tf.minimum(key, least + extent - 1) for key, least, extent in zip(keys, low, ranges, strict=True)]
+    else:
+        ranges = [tf.reduce_max(key) - least + 1 + _MARGIN for key, least in zip(keys, low, strict=True)]
+        numbering = Numbering
     # Pages of 4 x 4 x 4 cells; smaller ones where all that there can be would be too many to number.
     side = 1 if static and keys[0].shape.num_elements() * 64 > _MOST_CELLS else 2
     bits = ([0] * d + [side] * 3)[-d:]

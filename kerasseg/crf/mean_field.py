@@ -34,16 +34,18 @@ def mean_field(logits, filters, weights, compatibility=None, iterations: int = 1
     # Where weights are numbers, what is filtered need not be known kernel by kernel.
     at_once = compatibility is None and all(weight.shape.rank == 0 for weight in weights)
 
+    def combined(filtered, parameters):
+        return tf.add_n([_weighted(each, weight) for each, weight in zip(filtered, parameters[:kinds], strict=True)])
+
     def message(filtered, parameters):
-        total = tf.add_n([_weighted(each, weight) for each, weight in zip(filtered, parameters[:kinds], strict=True)])
+        total = combined(filtered, parameters)
         return total if compatibility is None else -tf.matmul(total, parameters[kinds], transpose_b=True)
 
     def backwards(filtered, parameters, upstream):
         """Gradients of what is sent, with regard to what was filtered and to the parameters."""
         to_parameters = []
         if compatibility is not None:
-            total = tf.add_n([_weighted(each, weight) for each, weight in zip(filtered, parameters[:kinds], strict=True)])
-            to_parameters = [-tf.matmul(upstream, total, transpose_a=True)]
+            to_parameters = [-tf.matmul(upstream, combined(filtered, parameters), transpose_a=True)]
             upstream = -tf.matmul(upstream, parameters[kinds])
         to_weights = [_to_weight(each, weight, upstream) for each, weight in zip(filtered, parameters[:kinds], strict=True)]
         to_filtered = [_weighted(upstream, weight, transposed=True) for weight in parameters[:kinds]]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from kerasseg.errors import KerassegError
-from kerasseg.export.cutting import Cut, cut_for_tflite
+from kerasseg.export.cutting import cut_for_tflite
 from kerasseg.export.parity import Parity, measure_parity
 from kerasseg.labels import LabelTable
 from kerasseg.runs import atomic_path, write_json
@@ -23,6 +23,7 @@ def export_tflite(
     labels: LabelTable | None = None,
     images: Sequence[np.ndarray] = (),
     tolerance: float = 1e-4,
+    left_out: str | None = None,
 ) -> Parity:
     """Writes a network as a float32 TFLite file, if the file computes what the network does.
 
@@ -39,6 +40,7 @@ def export_tflite(
         labels: Names and colours for the JSON file.
         images: Photographs to compare on beside random ones, `(H, W, C)` of `input_size`, 0–255.
         tolerance: Largest relative error of the logits that passes.
+        left_out: What else is not in the file, of which the network knows nothing, for the JSON file.
     Returns:
         The figures of the comparison.
     Raises:
@@ -54,6 +56,7 @@ def export_tflite(
         raise KerassegError(f"{model.name} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; a file has one of each")
     shape = (1, *input_size, model.inputs[0].shape[-1])
     cut = cut_for_tflite(model)
+    missing = "; ".join(filter(None, (cut.left_out, left_out))) or None
     content = _convert(cut.model, shape)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -64,7 +67,7 @@ def export_tflite(
                 f"the TFLite file disagrees with Keras: relative error {parity.relative_error:.2g} of the logits, "
                 f"tolerance {tolerance:g}; no file was written"
             )
-    write_json(path.with_suffix(".json"), _description(cut, shape, labels, parity, len(content)))
+    write_json(path.with_suffix(".json"), _description(cut.model, shape, labels, parity, len(content), missing))
     return parity
 
 
@@ -108,13 +111,13 @@ def _random_images(shape) -> list[np.ndarray]:
     return [noise, tf.image.resize(coarse, shape[1:3]).numpy()]
 
 
-def _description(cut: Cut, shape, labels: LabelTable | None, parity: Parity, size: int) -> dict:
+def _description(model, shape, labels: LabelTable | None, parity: Parity, size: int, left_out: str | None) -> dict:
     return {
-        "network": cut.model.name,
+        "network": model.name,
         "format": "tflite float32",
         "input": {"shape": list(shape), "type": "float32", "range": [0, 255], "preprocessing": "inside"},
-        "output": {"shape": [1, *shape[1:3], cut.model.output.shape[-1]], "type": "float32", "meaning": "logits"},
-        "left_out": cut.left_out,
+        "output": {"shape": [1, *shape[1:3], model.output.shape[-1]], "type": "float32", "meaning": "logits"},
+        "left_out": left_out,
         "classes": list(labels.classes) if labels else None,
         "palette": [list(color) for color in labels.palette] if labels else None,
         "bytes": size,
