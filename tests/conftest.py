@@ -1,5 +1,6 @@
-"""Fixtures of all tests: where the data and the reference outputs lie, if they are here."""
+"""Fixtures of all tests: where the data and the reference outputs lie, if they are here; and that memory is given back."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,3 +24,10 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def oracle_dir() -> Path:
     return _folder("KERASSEG_ORACLES", _SHARED / "oracles")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected():
+    """Frees what a file of tests left: networks are cycles of references, and Python looks for those ever more seldom."""
+    yield
+    gc.collect()
