@@ -17,7 +17,7 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 def parser() -> argparse.ArgumentParser:
     """Makes the parser of `tools/plot_log.py`."""
-    made = make_parser("plot_log.py", "Draw a run's loss and validation mean IoU, of all its stages. Needs matplotlib.")
+    made = make_parser("plot_log.py", "Draw a run's loss and validation mean IoU, of all its stages.")
     made.add_argument("run", help="run directory")
     made.add_argument("--out", default="curve.png", help="PNG to write")
     return made
@@ -27,20 +27,17 @@ def run(arguments: Sequence[str]) -> None:
     """Draws what the arguments ask for.
 
     Raises:
-        KerassegError: If the run has no log or matplotlib is missing.
+        KerassegError: If the run has no log.
     """
     options = parser().parse_args(arguments)
     records, borders = _read(Run(options.run))
     if not records:
         raise KerassegError(f"{options.run} has no log.jsonl with steps: name a run directory that train.py made")
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise KerassegError("plot_log.py needs matplotlib: run `pip install matplotlib`") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    # Without pyplot: no figure of the process's own, no window.
+    from matplotlib.figure import Figure
 
-    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axis = figure.subplots()
     steps = [r["step"] for r in records]
     axis.plot(steps, smoothed([r["loss"] for r in records], 50), color="tab:blue", label="training loss, mean of 50 steps")
     axis.set(xlabel="optimiser step", ylabel="loss", ylim=(0, None))
