@@ -28,6 +28,10 @@ def oracle_dir() -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def collected():
-    """Frees what a file of tests left: networks are cycles of references, and Python looks for those ever more seldom."""
+    """Frees what a file of tests left: networks are cycles of references, and Python looks for those ever more seldom.
+
+    What is left then stays for good, such as the functions that TensorFlow has traced: nobody need look through it again.
+    """
     yield
     gc.collect()
+    gc.freeze()

@@ -163,6 +163,14 @@ def test_commands_write_their_pictures(tmp_path, capsys):
         assert picture.width >= 3 * 40 and (np.asarray(picture) == (255, 40, 40)).all(-1).sum() > 100
 
 
+def test_every_kind_is_a_module_of_its_name(capsys):
+    for name, module in analyze.KINDS.items():
+        assert module.__name__ == f"kerasseg.cli.analyze.{name}"
+    with pytest.raises(SystemExit):
+        analyze.run(["--help"])
+    assert set(analyze.KINDS) <= set(capsys.readouterr().out.split())
+
+
 MISTAKES = {
     "kind": (("activation",), "argument KIND: invalid choice"),
     "image": (("activations", "model.keras", "none.png", "--out", "o"), "no such photograph: none.png"),

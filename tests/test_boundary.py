@@ -121,7 +121,7 @@ def test_evaluate_scores_both_regions_and_they_add_up(tmp_path):
 def test_the_table_shows_both_regions():
     close, far = np.array([[3, 1], [0, 0]]), np.zeros((2, 2), int)
     labels = type(LABELS)("two", ("ground", "cat"), ((0, 0, 0), (200, 40, 40)))
-    found = Evaluation(close + far, labels, scores(close + far), [], regions=Regions(7, close, far))
+    found = Evaluation(close + far, labels, scores(close + far), [], measured={"boundary": Regions(7, close, far)})
     lines = [line.split() for line in found.table().splitlines()[-3:]]
     assert lines[0] == ["up", "to", "7", "px", "from", "a", "boundary", "mean", "IoU", "%", "accuracy", "%"]
     assert lines[1:] == [["boundary", "37.50", "75.00"], ["internal", "-", "-"]]

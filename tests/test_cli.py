@@ -31,6 +31,7 @@ SCRIPTS = (
     "tools/inspect_model.py",
     "tools/store_features.py",
     "tools/analyze.py",
+    "tools/compare.py",
     "tools/tune_crf.py",
     "tools/crf.py",
     "tools/recompute_batch_norm.py",
@@ -78,7 +79,8 @@ def test_train_evaluate_predict_export_on_a_fresh_machine(tmp_path):
     assert [json.loads(line)["step"] for line in (directory / "log.jsonl").read_text().splitlines()] == [1, 2]
     code, out, err = finish("evaluate.py", "--limit", "2", "--pictures", "1", cwd=tmp_path)
     assert (code, err) == (0, "") and "mean_iou" in out
-    assert {path.name for path in (directory / "report/val-first-2").iterdir()} == {"scores.json", "scores.txt", "pictures.png"}
+    expected = {"report.html", "scores.json", "scores.txt", "counts.npz", "pictures.png"}
+    assert {path.name for path in (directory / "report/val-first-2").iterdir()} == expected
 
 
 @pytest.mark.parametrize("inference", [(), ("--tta",), ("--scales", "0.5,1"), ("--windows", "30x32", "--flip")])

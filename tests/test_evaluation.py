@@ -1,7 +1,5 @@
-import dataclasses
 import gc
 import json
-import os
 import weakref
 
 import keras
@@ -21,7 +19,6 @@ from kerasseg.evaluation import (
     probabilities,
     running,
     side_by_side,
-    write_report,
 )
 from kerasseg.labels import IGNORE, IGNORE_COLOR, LabelTable
 from kerasseg.metrics import SCORES, confusion_matrix, scores
@@ -185,9 +182,10 @@ def test_table_and_json_of_an_evaluation():
     data.examples[0].label[0, 0] = 1
     model = make_model()
     model.layers[-1].set_weights([np.zeros((3, 3, 3, 3)), np.array([0, 5, 0])])
-    result = evaluate(model, data)
+    result = evaluate(model, data, calibration=15)
     lines = [line.split() for line in result.table().splitlines()]
-    assert lines == [
+    # No interval: one image says nothing about others.
+    assert lines[:-2] == [
         ["class", "IoU", "%", "accuracy", "%"],
         ["ground", "-", "-"],
         ["cat", "100.00", "100.00"],
@@ -195,12 +193,16 @@ def test_table_and_json_of_an_evaluation():
         [],
         *([name, "100.00"] for name in SCORES),
     ]
+    # Softmax of 0, 5, 0 is sure to 98.67 %, and right.
+    assert " ".join(lines[-1]) == "expected calibration error (15 bins): 1.33 %, mean confidence 98.67 %"
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert found["per_class_iou"] == [None, 1.0, None] and found["mean_iou"] == 1.0
     assert found["confusion_matrix"] == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert found["data"] == "three" and found["classes"] == list(LABELS.classes)
     assert (found["num_images"], found["num_pixels"]) == (1, 1)
     assert found["images"] == [{"id": "image-0", "mean_iou": 1.0, "pixel_accuracy": 1.0}]
+    assert found["palette"] == [[0, 0, 0], [200, 40, 40], [40, 80, 200]] and found["excluded"] == []
+    assert "intervals" not in found and "groups" not in found and "boundary_f" not in found
 
 
 def test_an_image_without_labelled_pixels_scores_nan_and_spoils_nothing():
@@ -209,27 +211,6 @@ def test_an_image_without_labelled_pixels_scores_nan_and_spoils_nothing():
     result = evaluate(make_model(), data)
     assert np.isnan(result.images[0].mean_iou) and result.to_json()["images"][0]["mean_iou"] is None
     assert 0 <= result.scores["mean_iou"] <= 1
-
-
-def test_what_cannot_be_evaluated_is_refused():
-    def changed(**fields):
-        data = Data()
-        data.examples[1] = dataclasses.replace(data.examples[1], **fields)
-        return data
-
-    model = make_model()
-    with pytest.raises(KerassegError, match="the network has 4 classes, data set 'three' has 3"):
-        evaluate(make_model(4), Data())
-    with pytest.raises(KerassegError, match="'image-1' has no label"):
-        evaluate(model, changed(label=None))
-    with pytest.raises(KerassegError, match=r"label of 'image-1' is \(2, 2\), its image \(7, 8\)"):
-        evaluate(model, changed(label=np.zeros((2, 2), np.int32)))
-    with pytest.raises(KerassegError, match="image 'image-1': label 3 \\(56 pixels\\) is out of range: expected 0 to 2"):
-        evaluate(model, changed(label=np.full((7, 8), 3, np.int32)))
-    with pytest.raises(KerassegError, match="data set 'three' has no images"):
-        evaluate(model, Data(0))
-    with pytest.raises(KerassegError, match="limit 0"):
-        evaluate(model, Data(), limit=0)
 
 
 def test_side_by_side_places_every_picture(tmp_path):
@@ -290,14 +271,3 @@ def test_overlay_worked_by_hand():
     found = overlay(image, np.array([[1, 0, IGNORE]]), LABELS, alpha=0.25)
     # 0.75 · 100 + 0.25 · (200, 40, 40); 0.75 · 100; the photograph.
     np.testing.assert_array_equal(found, [[[125, 85, 85], [75, 75, 75], [100, 100, 100]]])
-
-
-def test_write_report(tmp_path):
-    data, model = Data(), make_model()
-    result = evaluate(model, data)
-    directory = write_report(tmp_path / "run" / "report", result, [(e, predict(model, e.image)) for e in data.examples])
-    assert sorted(os.listdir(directory)) == ["pictures.png", "scores.json", "scores.txt"]
-    assert json.loads((directory / "scores.json").read_text("utf-8")) == result.to_json()
-    assert (directory / "scores.txt").read_text("utf-8") == result.table() + "\n"
-    write_report(directory, result)
-    assert len(os.listdir(directory)) == 3

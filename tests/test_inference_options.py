@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from kerasseg.cli import evaluate, predict
+from kerasseg.cli.inference import check_inference_options, inference_name
 from kerasseg.labels import generic_table
 from kerasseg.recipes import RECIPES
 from kerasseg.runs import Run
@@ -147,6 +148,23 @@ def test_boxes_of_pictures_in_folders_go_by_their_names_there(place, tmp_path, c
     assert run(predict, *given, "--out", tmp_path / "new", "--proposals", tmp_path / "one.json") == 2
     assert "for 'x' would be those of both 'a/x' and 'b/x'" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+NAMES = {
+    "-scales-0.5-1-fusion-max": ("--scales", "0.5,1", "--fusion", "max"),
+    "-tta-output-a-b-stride-8": ("--tta", "--output", "a b", "--output-stride", "8"),
+    "-windows-32x40-window-overlap-16-window-margin-4": ("--windows", "32x40", "--window-overlap", "16", "--window-margin", "4"),
+    "-windows-32x40-window-overlap-0.25-blending-linear": (
+        *("--windows", "32x40", "--window-overlap", "0.25", "--blending", "linear"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_way_of_running_has_a_name_of_its_own(name):
+    options = evaluate.parser().parse_args(["model.keras", *NAMES[name]])
+    check_inference_options(options)
+    assert inference_name(options) == name
 
 
 MISTAKES = {

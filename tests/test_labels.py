@@ -111,6 +111,34 @@ def test_table_refuses_labels_beyond_its_classes():
         LabelTable("t", ("a", "b"), voc_palette(2), file_to_label={7: 2})
 
 
+def test_groups_and_absent_classes_of_the_papers():
+    table = LABELS["cityscapes"]
+    sizes = {name: len(classes) for name, classes in table.groups}
+    assert sizes == {"flat": 2, "construction": 3, "object": 3, "nature": 2, "sky": 1, "human": 2, "vehicle": 6}
+    # In the order of the table, where the categories follow each other.
+    assert sum((classes for _, classes in table.groups), ()) == table.classes
+    assert LABELS["sift_flow"].absent == ("cow", "desert", "moon")
+    for name, other in LABELS.items():
+        assert (other.groups == ()) == (name != "cityscapes") and (other.absent == ()) == (name != "sift_flow")
+
+
+@pytest.mark.parametrize(
+    "groups, absent, message",
+    [
+        ((("x", ("a", "b")),), (), "'t' has c in no group: expected every class in one, or no groups"),
+        ((("x", ("a", "d")), ("y", ("b", "c"))), (), "'t' has no class d: expected some of a, b, c"),
+        ((("x", ("a", "b")), ("y", ("b", "c"))), (), "the grouped class b twice"),
+        ((("x", ("a", "b")), ("x", ("c",))), (), "the group x twice"),
+        ((("x", ("a", "b", "c")), ("y", ())), (), "the group y without a class"),
+        ((), ("cow",), "'t' has no class cow"),
+        ((), ("a", "a"), "the absent class a twice"),
+    ],
+)
+def test_bad_groups_and_absent_classes(groups, absent, message):
+    with pytest.raises(KerassegError, match=message):
+        LabelTable("t", ("a", "b", "c"), voc_palette(3), groups=groups, absent=absent)
+
+
 def test_labels_and_data_import_no_tensorflow():
     code = "import sys, kerasseg.labels, kerasseg.data as d; d.open_data('shapes')[0]; print('tensorflow' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

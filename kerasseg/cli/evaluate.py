@@ -1,20 +1,20 @@
 """`evaluate.py`: score a run or model on a data set."""
 
 import argparse
+import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kerasseg.cli.compare import write_page
 from kerasseg.cli.inference import add_inference_options, as_name, check_inference_options, chosen_inference, inference_name
-from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model
+from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model, output_classes
 from kerasseg.cli.progress import Progress
-from kerasseg.cli.running import make_parser, run_command
+from kerasseg.cli.running import make_parser, run_command, start_tensorflow
+from kerasseg.cli.scoring import add_scoring_options, chosen_scoring, scoring_name
 from kerasseg.cli.tune_crf import search_for
-from kerasseg.cli.values import parse_values
 from kerasseg.errors import KerassegError
-
-# kerasseg.metrics.TRIMAP_BOUNDARIES, for which TensorFlow need not be imported.
-_BOUNDARIES = ("labels", "classes", "void")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,26 +24,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", default=None, help="data set (default: the run's)")
     made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
     made.add_argument("--split", default=None, help="part of the data set (default: the run's validation split, or val)")
+    made.add_argument(
+        "--against",
+        default=None,
+        metavar="RUN_OR_MODEL",
+        help="a second network, scored on the same images: by how much the first differs, and whether by more than chance",
+    )
     add_inference_options(made)
-    made.add_argument(
-        "--boundary",
-        type=float,
-        default=None,
-        metavar="PIXELS",
-        help="score pixels so close to a boundary, and the others, apart; GCN: 7",
-    )
-    made.add_argument(
-        "--trimap",
-        default=None,
-        metavar="WIDTHS",
-        help="score the pixels in bands around the true boundaries, of these widths in pixels: 1,2,4,8 or, as DeepLab, 1:40",
-    )
-    made.add_argument(
-        "--trimap-boundary",
-        default=None,
-        help="labels (beside another label, ignored ones too; default), classes (ignored ones are none), or void (around "
-        "ignored pixels, by squares: DeepLab's script for VOC)",
-    )
+    add_scoring_options(made)
+    made.add_argument("--batch-size", type=int, default=None, help="images of one size in a run (default: one for each replica)")
+    made.add_argument("--strategy", default="one", choices=("one", "mirrored"), help="one device, or a replica on every GPU")
+    made.add_argument("--replicas", type=int, default=None, help="of --strategy mirrored without GPU: parts of the CPU")
     made.add_argument("--limit", type=int, default=None, help="only the first so many images")
     made.add_argument("--pictures", type=int, default=6, help="images in the picture of image, truth and prediction")
     made.add_argument("--report", default=None, help="folder for scores and pictures (default: report/SPLIT in the run)")
@@ -58,49 +49,66 @@ def run(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(arguments)
     check_inference_options(options)
-    trimap = _trimap(options)
-    opened = open_run_or_model(options.model, options.output_stride)
+    scoring = chosen_scoring(options)
+    if options.batch_size is not None and options.batch_size < 1:
+        raise KerassegError(f"--batch-size {options.batch_size}: expected at least 1 image")
+    with _strategy(options) as replicas:
+        scoring["batch_size"] = options.batch_size or replicas
+        opened = open_run_or_model(options.model, options.output_stride)
+        second = _second(opened, options)
     data, split = _open_data(opened, options)
-    inference = chosen_inference(opened, options, lambda: search_for(opened, options))
-    from kerasseg.evaluation import evaluate, predict, write_report
+    networks = [opened] if second is None else [opened, second]
+    inferences = [chosen_inference(each, options, functools.partial(search_for, each, options)) for each in networks]
+    names, evaluations = _names(networks), []
+    folders = _folders(networks, names, split, options)
+    for opened, inference, folder in zip(networks, inferences, folders, strict=True):
+        if evaluations:
+            print(f"\nagainst {opened.path}:")
+        evaluations.append(_evaluate(opened, inference, data, split, options, scoring))
+        _write(opened, data, evaluations[-1], folder, options)
+    if second is not None:
+        _compare(names, evaluations, folders[0])
 
-    total = min(len(data), options.limit or len(data))
-    with Progress(f"evaluating {split}", total, unit="images") as progress:
-        evaluation = evaluate(
-            opened.model,
-            data,
-            inference,
-            progress=lambda done, _: progress.update(done),
-            limit=options.limit,
-            boundary=options.boundary,
-            **trimap,
+
+@contextlib.contextmanager
+def _strategy(options):
+    """Lets what is opened inside live on the devices that were asked for; gives the number of replicas."""
+    if options.strategy == "one":
+        if options.replicas is not None:
+            raise KerassegError(f"--replicas {options.replicas}: means something only with --strategy mirrored")
+        yield 1
+        return
+    start_tensorflow()
+    from kerasseg.training import make_strategy
+
+    strategy = make_strategy(options.strategy, replicas=options.replicas)
+    with strategy.scope():
+        yield strategy.num_replicas_in_sync
+
+
+def _second(opened: Opened, options) -> Opened | None:
+    """Opens the network of `--against`, which must have the classes of the first."""
+    if options.against is None:
+        return None
+    second = open_run_or_model(options.against, options.output_stride)
+    if second.path.resolve() == opened.path.resolve():
+        raise KerassegError(f"--against {options.against}: is the network itself, expected another one")
+    from kerasseg.evaluation.running import selected_output
+
+    counts = [output_classes(selected_output(each.model, options.output)) for each in (opened, second)]
+    tables = [each.labels for each in (opened, second)]
+    if counts[0] != counts[1]:
+        raise KerassegError(
+            f"--against {second.path} has {counts[1]} classes, {opened.path} {counts[0]}: expected the same classes"
         )
-    print(evaluation.table())
-    print(inference)
-    directory = Path(options.report) if options.report else _report_path(opened, split, options)
-    # Maps of a network, which stored features are, make no pictures.
-    shown = [data[i] for i in _spread(total, options.pictures if data.photographs else 0)]
-    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method, "crf": inference.crf}
-    pictures = [(example, predict(opened.model, example.image, name=example.id, **run_on)) for example in shown]
-    write_report(directory, evaluation, pictures)
-    print(f"report: {directory}")
-    if trimap and not (directory / "trimap.png").is_file():
-        print("trimap.png is not in it, which needs matplotlib: pip install matplotlib")
+    if None not in tables and tables[0].classes != tables[1].classes:
+        from kerasseg.evaluation.comparison import different_classes
 
-
-def _trimap(options) -> dict:
-    """What `evaluate` needs of the bands; wrong ones are refused before anything is opened."""
-    if options.trimap is None:
-        if options.trimap_boundary is not None:
-            raise KerassegError(f"--trimap-boundary {options.trimap_boundary}: means something only with --trimap, such as 1:40")
-        return {}
-    widths = parse_values(options.trimap, "--trimap", "1,2,4,8 or 1:40")
-    if widths[0] < 1:
-        raise KerassegError(f"--trimap {options.trimap}: expected widths of at least 1 pixel, such as 1,2,4,8 or 1:40")
-    boundary = options.trimap_boundary or "labels"
-    if boundary not in _BOUNDARIES:
-        raise KerassegError(f"--trimap-boundary {boundary}: expected one of {', '.join(_BOUNDARIES)}")
-    return {"trimap": widths, "trimap_boundary": boundary}
+        differing = different_classes(tables[1].classes, tables[0].classes)
+        raise KerassegError(
+            f"--against {second.path} has other classes than {opened.path} ({differing}): expected the same, in the same order"
+        )
+    return second
 
 
 def _open_data(opened: Opened, options):
@@ -111,13 +119,81 @@ def _open_data(opened: Opened, options):
     return open_data(name, data_dir, split), split
 
 
+def _evaluate(opened: Opened, inference, data, split: str, options, scoring: dict):
+    """Scores one network and prints what was found."""
+    from kerasseg.evaluation import evaluate
+
+    total = min(len(data), options.limit or len(data))
+    with Progress(f"evaluating {split}", total, unit="images") as progress:
+        evaluation = evaluate(
+            opened.model,
+            data,
+            inference,
+            progress=lambda done, _: progress.update(done),
+            limit=options.limit,
+            **scoring,
+        ).of_split(split)
+    print(evaluation.table())
+    print(inference)
+    return evaluation
+
+
+def _write(opened: Opened, data, evaluation, directory: Path, options) -> None:
+    """Writes the report, for whose pictures a few images go through the network once more."""
+    from kerasseg.evaluation import predict_with_classes, ranked, write_report
+
+    # Maps of a network, which stored features are, make no pictures.
+    count = max(0, options.pictures if data.photographs else 0)
+    made = {}
+
+    def picture(index):
+        if index not in made:
+            example = data[index]
+            made[index] = (example, predict_with_classes(opened.model, example.image, evaluation.inference, example.id).classes)
+        return made[index]
+
+    pictures = [picture(index) for index in _spread(len(evaluation.images), count)]
+    chosen = ranked(evaluation, min(4, max(1, count // 2)) if count else 0)
+    extremes = [
+        (kind, [(*picture(index), evaluation.images[index]) for index in indices]) for kind, indices in chosen.items() if indices
+    ]
+    write_report(directory, evaluation, pictures, extremes)
+    print(f"report: {directory}")
+
+
+def _names(networks: Sequence[Opened]) -> list[str]:
+    """What to call the networks: their last names, or else their paths."""
+    roots = [_root(each) for each in networks]
+    return [root.name for root in roots] if len({root.name for root in roots}) == len(roots) else list(map(str, roots))
+
+
+def _folders(networks: Sequence[Opened], names: Sequence[str], split: str, options) -> list[Path]:
+    """Where the reports go: with the networks, or all together."""
+    if not options.report:
+        return [_report_path(each, split, options) for each in networks]
+    return [Path(options.report), *(Path(options.report) / f"against-{as_name(name)}" for name in names[1:])]
+
+
+def _compare(names: Sequence[str], evaluations: Sequence, directory: Path) -> None:
+    """Says by how much the first network differs from the second."""
+    from kerasseg.evaluation.comparison import Report, compare
+
+    comparison = compare([Report.of(each, name) for each, name in zip(evaluations, names, strict=True)], baseline=1)
+    print()
+    print(comparison.table())
+    write_page(directory / f"against-{as_name(names[1])}.html", comparison)
+
+
 def _report_path(opened: Opened, split: str, options) -> Path:
     """One folder for each way of evaluating, so that none overwrites another."""
-    name = split + inference_name(options) + (f"-boundary-{options.boundary:g}" if options.boundary is not None else "")
-    if options.trimap is not None:
-        name += f"-trimap-{as_name(options.trimap)}" + (f"-{options.trimap_boundary}" if options.trimap_boundary else "")
+    name = split + inference_name(options) + scoring_name(options)
     name += f"-first-{options.limit}" if options.limit else ""
-    return opened.path / "report" / name if opened.path.is_dir() else opened.path.with_suffix("") / "report" / name
+    return _root(opened) / "report" / name
+
+
+def _root(opened: Opened) -> Path:
+    """Where a run, or a file, has its reports."""
+    return opened.path if opened.path.is_dir() else opened.path.with_suffix("")
 
 
 def _spread(total: int, count: int) -> list[int]:

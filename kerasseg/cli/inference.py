@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kerasseg.cli.opening import Opened, open_run_or_model, output_classes
-from kerasseg.cli.options import parse_range, parse_size
+from kerasseg.cli.options import parse_number, parse_range, parse_size
 from kerasseg.crf import PARAMETERS
 from kerasseg.errors import KerassegError
 from kerasseg.tables import did_you_mean
 
 # Option → the options that mean something only with it.
-_DEPENDENT = {"tiles": ("zoom",), "windows": ("window_count",), "proposals": ("max_proposals", "min_side", "ensemble")}
+_DEPENDENT = {
+    "tiles": ("zoom",),
+    "windows": ("window_count", "window_overlap", "window_margin", "blending"),
+    "proposals": ("max_proposals", "min_side", "ensemble"),
+}
 # Of --crf, beside names and files.
 _NO_CRF, _SEARCH = "none", "search"
 # Options that are paths → what they want.
@@ -28,6 +32,10 @@ def add_inference_options(made: argparse.ArgumentParser, *, crf: bool = True) ->
     made.add_argument("--tta", action="store_true", help="test-time augmentation: three scales, each also mirrored")
     made.add_argument("--scales", type=parse_range, default=None, help="factors of the image size (default: the run's, or 1)")
     made.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    made.add_argument(
+        "--fusion", choices=("mean", "max"), default=None, help="of scales and mirrored images: mean (default) or largest score"
+    )
+    made.add_argument("--output", default=None, metavar="NAME", help="output of a network with several (default: the first)")
     made.add_argument("--output-stride", type=int, default=None, help="image pixels per feature pixel (default: the run's)")
     if crf:
         made.add_argument(
@@ -46,9 +54,20 @@ def add_inference_options(made: argparse.ArgumentParser, *, crf: bool = True) ->
         help="size with the 186 px margin; the authors': VOC 900x900, CamVid 900x1100, KITTI 852x1640, Cityscapes 1396x1396",
     )
     tiles.add_argument("--zoom", default=None, help="from cells to pixels: authors (default) or bilinear")
-    windows = made.add_argument_group("overlapping windows, averaged (GCN)")
+    windows = made.add_argument_group("overlapping windows, averaged (GCN; images of any size)")
     windows.add_argument("--windows", type=parse_size, default=None, metavar="HxW", help="size; for Cityscapes 1024x1024")
     windows.add_argument("--window-count", type=int, default=None, help="windows along a longer side (default: 4)")
+    windows.add_argument(
+        "--window-overlap",
+        type=parse_overlap,
+        default=None,
+        metavar="PX|SHARE",
+        help="instead of a count: pixels that a window shares with the next, such as 64, or a share of it, such as 0.25",
+    )
+    windows.add_argument(
+        "--window-margin", type=int, default=None, metavar="PX", help="pixels at a window's edges that do not count"
+    )
+    windows.add_argument("--blending", default=None, help="weights where windows overlap: uniform (default), linear or gaussian")
     proposals = made.add_argument_group("boxes around likely objects, the maximum of each class (DeconvNet)")
     proposals.add_argument(
         "--proposals",
@@ -64,6 +83,11 @@ def add_inference_options(made: argparse.ArgumentParser, *, crf: bool = True) ->
         metavar="RUN_OR_MODEL",
         help="network whose scores, from 0, multiply the proposals' (EDeconvNet: FCN-8s)",
     )
+
+
+def parse_overlap(text: str) -> int | float:
+    """Reads pixels, a whole number, or a share, with a point."""
+    return int(text) if text.strip().isdecimal() else parse_number(text)
 
 
 def check_inference_options(options) -> None:
@@ -109,7 +133,8 @@ def chosen_inference(opened: Opened, options, search: Callable[[], Path] | None 
 
     scales = options.scales or ((opened.recipe.image_scale,) if opened.recipe else (1.0,))
     crf = _chosen_crf(opened, options, search)
-    inference = Inference(scales=scales, flip=options.flip, method=chosen_method(opened, options), crf=crf)
+    others = _given(fusion=options.fusion, output=options.output)
+    inference = Inference(scales=scales, flip=options.flip, method=chosen_method(opened, options), crf=crf, **others)
     return inference.with_tta() if options.tta else inference
 
 
@@ -169,7 +194,8 @@ def chosen_method(opened: Opened, options):
     if options.tiles is not None:
         return Tiles(options.tiles, **_given(zoom=options.zoom))
     if options.windows is not None:
-        return Windows(options.windows, **_given(count=options.window_count))
+        given = {"count": options.window_count, "overlap": options.window_overlap, "margin": options.window_margin}
+        return Windows(options.windows, **_given(blending=options.blending, **given))
     if options.proposals is not None:
         made = Proposals(options.proposals, **_given(maximum=options.max_proposals, minimum_side=options.min_side))
         return made if options.ensemble is None else _with_ensemble(made, opened, options.ensemble)
@@ -196,6 +222,8 @@ def inference_name(options, *, crf: bool = True) -> str:
     """Names the way of running, for the folder of its report, without the CRF or with; empty where nothing was asked for."""
     name = ("-tta" if options.tta else "") + ("-flip" if options.flip else "")
     name += f"-scales-{'-'.join(f'{scale:g}' for scale in options.scales)}" if options.scales else ""
+    name += f"-fusion-{options.fusion}" if options.fusion else ""
+    name += f"-output-{as_name(options.output)}" if options.output else ""
     name += f"-stride-{options.output_stride}" if options.output_stride else ""
     for option, others in _DEPENDENT.items():
         for part in (option, *others):

@@ -11,18 +11,35 @@ from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
 from kerasseg.errors import KerassegError
 
+# kerasseg.evaluation.SUBMISSIONS, for which TensorFlow need not be imported.
+BENCHMARKS = ("voc", "voc_comp6", "cityscapes", "ade20k")
 KINDS = ("index", "color", "overlay")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Of pictures kept for being larger than image files can well be.
+ARRAY_SUFFIX = ".npy"
+# Lines of an overlay that are mixed at once: in floating point a large photograph would take gigabytes.
+_LINES = 1024
 
 
 def parser() -> argparse.ArgumentParser:
     """Makes the parser of `tools/predict.py`."""
     made = make_parser("predict.py", "Label the pixels of photographs, at their own size.")
     made.add_argument("model", metavar="RUN_OR_MODEL", help="run directory or .keras file")
-    made.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="photographs, or folders of them")
+    made.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE_OR_FOLDER",
+        help="photographs, or folders of them; or .npy arrays (H, W, 3) of any size, read in windows; their labels are .npy, too",
+    )
     made.add_argument("--out", required=True, help="folder for index/, color/ and overlay/, one PNG each per photograph")
-    made.add_argument("--kinds", nargs="+", default=list(KINDS), help=f"what to write: {', '.join(KINDS)}")
+    made.add_argument("--kinds", nargs="+", default=None, help=f"what to write: {', '.join(KINDS)} (default: all)")
     made.add_argument("--labels", default=None, help="names and colours of the classes (default: the run's)")
+    made.add_argument(
+        "--submission",
+        choices=BENCHMARKS,
+        default=None,
+        help="write what its server takes instead: voc is comp5 (trained on VOC alone), voc_comp6 on other data, too",
+    )
     add_inference_options(made)
     return made
 
@@ -34,27 +51,84 @@ def run(arguments: Sequence[str]) -> None:
         KerassegError: If they cannot be followed; masks already written stay.
     """
     options = parser().parse_args(arguments)
-    for kind in options.kinds:
+    for kind in options.kinds or ():
         if kind not in KINDS:
             raise KerassegError(f"--kinds {kind}: expected some of {', '.join(KINDS)}")
     check_inference_options(options)
     check_out(options.out)
     images = list(_images(options.images))
+    photographs = [(path, name) for path, name in images if path.suffix.lower() != ARRAY_SUFFIX]
+    arrays = [(path, name) for path, name in images if path.suffix.lower() == ARRAY_SUFFIX]
+    _check_arrays(arrays, options)
     opened = open_run_or_model(options.model, options.output_stride)
-    labels = label_table(opened, output_classes(opened.model), options.labels)
-    inference = chosen_inference(opened, options)
-    from kerasseg.data import decode_image
-    from kerasseg.evaluation import predict
+    from kerasseg.evaluation.running import selected_output
 
-    inference.method.check_names([name.as_posix() for _, name in images])
-    run_on = {"scales": inference.scales, "flip": inference.flip, "method": inference.method, "crf": inference.crf}
-    with Progress("predicting", len(images), unit="images") as progress:
-        for done, (path, name) in enumerate(images, start=1):
-            image = decode_image(path)
-            label = predict(opened.model, image, name=name.as_posix(), **run_on)
-            _write(Path(options.out), name, image, label, labels, options.kinds)
+    labels = label_table(opened, output_classes(selected_output(opened.model, options.output)), options.labels)
+    inference = chosen_inference(opened, options)
+    inference.method.check_names([name.as_posix() for _, name in photographs])
+    if options.submission:
+        from kerasseg.evaluation import check_submission
+
+        check_submission(options.submission, labels, [name.name for _, name in photographs])
+    if photographs:
+        _predict_photographs(opened.model, photographs, inference, labels, options)
+    for path, name in arrays:
+        _predict_array(opened.model, path, name, inference, options)
+    kinds = options.submission or ", ".join(_kinds(options) if photographs else ["index"])
+    print(f"masks: {options.out} ({kinds})")
+
+
+def _check_arrays(arrays, options) -> None:
+    """Refuses, before anything is opened, what is not done to an image of any size."""
+    if not arrays:
+        return
+    path = arrays[0][0]
+    if options.submission or set(options.kinds or ["index"]) != {"index"}:
+        raise KerassegError(f"{path}: of an array only index/….npy is written: expected neither --submission nor --kinds")
+    if options.tiles is not None or options.proposals is not None:
+        raise KerassegError(f"{path}: an array is read in windows, expected --windows, such as --windows 512x512, or nothing")
+
+
+def _kinds(options) -> Sequence[str]:
+    return options.kinds or (() if options.submission else KINDS)
+
+
+def _predict_photographs(model, photographs, inference, labels, options) -> None:
+    from kerasseg.evaluation import predict_with_classes, write_submission
+
+    with Progress("predicting", len(photographs), unit="images") as progress:
+        for done, (path, name) in enumerate(photographs, start=1):
+            image = _decoded(path)
+            label = predict_with_classes(model, image, inference, name.as_posix()).classes
+            _write(Path(options.out), name, image, label, labels, _kinds(options))
+            if options.submission:
+                write_submission(options.out, options.submission, name.name, label)
             progress.update(done)
-    print(f"masks: {options.out} ({', '.join(options.kinds)})")
+
+
+def _predict_array(model, path: Path, name: Path, inference, options) -> None:
+    from kerasseg.evaluation import LARGE_WINDOWS, predict_large
+    from kerasseg.evaluation.large import open_image
+
+    settings = {key: getattr(inference, key) for key in ("scales", "flip", "fusion", "output", "crf")}
+    windows = inference.method if options.windows is not None else LARGE_WINDOWS
+    image, out = open_image(path), Path(options.out) / "index" / f"{name}{ARRAY_SUFFIX}"
+    total = windows.num_windows(image.shape[:2], windows.grid_of(model))
+    with Progress(f"predicting {path.name}", total, unit="windows") as progress:
+        predict_large(model, image, out, windows=windows, progress=lambda done, _: progress.update(done), **settings)
+
+
+def _decoded(path: Path):
+    """Reads a photograph of any size: Pillow warns of large ones, as of bombs, but these are the user's own."""
+    from PIL import Image
+
+    from kerasseg.data import decode_image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return decode_image(path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _images(paths: Sequence[str]):
@@ -94,7 +168,11 @@ def _write(out: Path, name: Path, image, label, labels, kinds: Sequence[str]) ->
     makers = {
         "index": index,
         "color": lambda: Image.fromarray(colorize(label, labels)),
-        "overlay": lambda: Image.fromarray(np.asarray(overlay(image, label, labels))),
+        "overlay": lambda: Image.fromarray(
+            np.concatenate(
+                [overlay(image[top : top + _LINES], label[top : top + _LINES], labels) for top in range(0, len(label), _LINES)]
+            )
+        ),
     }
     for kind in kinds:
         with atomic_path(out / kind / name.parent / f"{name.name}.png") as temporary:

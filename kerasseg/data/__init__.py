@@ -3,6 +3,7 @@
 from kerasseg.data.bootstrap import Bootstrapped
 from kerasseg.data.boxes import boxes_of, by_size, check_boxes, dense_windows, read_boxes, selective_search
 from kerasseg.data.class_counts import ClassCounts, class_weights, count_classes, median_frequency_weights
+from kerasseg.data.cues import MaskCues, mask_cues
 from kerasseg.data.decode import decode_image, decode_label
 from kerasseg.data.features import StoredFeatures
 from kerasseg.data.records import DEFAULT_MEAN, DataSet, Example, FileDataSet, Record, each_label
@@ -30,7 +31,7 @@ __all__ = [
     "Bootstrapped", "ClassCounts", "ColorJitter", "Compose", "DATA_SETS", "DEFAULT_MEAN", "DataSet", "Example", "FileDataSet",
     "Flip", "Jitter", "LossSampling", "PadTo", "RandomCrop", "RandomScale", "Record", "Resize", "SAMPLINGS", "StoredFeatures",
     "class_weights", "compose", "count_classes", "decode_image", "decode_label", "each_label", "example_index", "example_rng",
-    "median_frequency_weights", "open_data", "pad_to", *_BATCHES,
+    "MaskCues", "mask_cues", "median_frequency_weights", "open_data", "pad_to", *_BATCHES,
     "boxes_of", "by_size", "check_boxes", "dense_windows", "read_boxes", "selective_search", *_CROPS,
 ]  # fmt: skip
 

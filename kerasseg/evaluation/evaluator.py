@@ -1,136 +1,21 @@
 """Scoring a network on a data set, image by image, at the photographs' own size."""
 
-import dataclasses
-import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from kerasseg.errors import KerassegError
-from kerasseg.evaluation.inference import Inference, predict_with_classes
-from kerasseg.evaluation.trimap import Trimap
+from kerasseg.evaluation.inference import Inference, Prediction, predict_batch
+from kerasseg.evaluation.measures import Measure, requested
+from kerasseg.evaluation.results import Evaluation, ImageScore, Timing
 from kerasseg.labels import IGNORE
-from kerasseg.metrics import (
-    SCORES,
-    boundary_region,
-    check_boundary_distance,
-    confusion_matrix,
-    scores,
-    trimap_matrices,
-    trimap_widths,
-)
+from kerasseg.metrics import class_counts, confusion_matrix, scores
+from kerasseg.tables import did_you_mean
 
-
-@dataclasses.dataclass(frozen=True)
-class ImageScore:
-    """How well one image came out.
-
-    Args:
-        id: The example's name.
-        mean_iou: Mean IoU over the classes that its truth or prediction has, 0–1; NaN if no pixel is labelled.
-        pixel_accuracy: Share of labelled pixels that are right, 0–1; NaN likewise.
-    """
-
-    id: str
-    mean_iou: float
-    pixel_accuracy: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Regions:
-    """The pixels of an evaluation in two parts: close to the boundary of objects, and the rest.
-
-    Args:
-        distance: Up to how many pixels from a boundary is close, as `kerasseg.metrics.boundary_region` measures it.
-        boundary: Confusion matrix of the close pixels, `(C, C)` int64; row: truth, column: prediction.
-        internal: That of the others. The two add up to the matrix of all.
-    Reference:
-        Peng et al. 2017, arXiv:1703.02719, §4.1.1 (3), Table 5.
-    """
-
-    distance: float
-    boundary: np.ndarray
-    internal: np.ndarray
-
-    def scores(self) -> dict[str, dict]:
-        """What `kerasseg.metrics.scores` makes of each part, by the name of the part."""
-        return {"boundary": scores(self.boundary), "internal": scores(self.internal)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found.
-
-    Args:
-        matrix: Confusion matrix over all images, `(C, C)` int64; row: truth, column: prediction.
-        labels: The data set's label table: `name` and `classes` are used.
-        scores: What `kerasseg.metrics.scores` makes of the matrix.
-        images: One score per image, in the order of the data.
-        inference: How the network was run.
-        regions: The same in two parts, if that was asked for.
-        trimap: The same in bands around the boundaries, if that was asked for.
-    """
-
-    matrix: np.ndarray
-    labels: object
-    scores: dict
-    images: list[ImageScore]
-    inference: Inference = Inference()
-    regions: Regions | None = None
-    trimap: Trimap | None = None
-
-    def table(self) -> str:
-        """One line per class and one per score, all in percent; `-` for classes that do not occur."""
-        names = [*self.labels.classes, *SCORES]
-        width = max(len(name) for name in (*names, "class"))
-        rows = zip(self.labels.classes, self.scores["per_class_iou"], self.scores["per_class_accuracy"], strict=True)
-        lines = [f"{'class':<{width}}  {'IoU %':>8}  {'accuracy %':>10}"]
-        lines += [f"{name:<{width}}  {_percent(iou):>8}  {_percent(accuracy):>10}" for name, iou, accuracy in rows]
-        lines += ["", *(f"{name:<{width}}  {_percent(self.scores[name]):>8}" for name in SCORES)]
-        if self.regions:
-            lines += [
-                "",
-                f"{f'up to {self.regions.distance:g} px from a boundary':<{width}}  {'mean IoU %':>10}  {'accuracy %':>10}",
-            ]
-            for name, part in self.regions.scores().items():
-                lines.append(f"{name:<{width}}  {_percent(part['mean_iou']):>10}  {_percent(part['pixel_accuracy']):>10}")
-        if self.trimap:
-            lines += ["", *self.trimap.table()]
-        return "\n".join(lines)
-
-    def summary(self) -> dict[str, float]:
-        """The four scores of the paper, 0–1."""
-        return {name: float(self.scores[name]) for name in SCORES}
-
-    def to_json(self) -> dict:
-        """Everything as plain numbers, lists and strings; `None` for NaN, which JSON does not have."""
-        return {
-            "data": self.labels.name,
-            "inference": self.inference.to_json(),
-            "num_images": len(self.images),
-            "num_pixels": int(self.matrix.sum()),
-            **{name: _finite(self.scores[name]) for name in SCORES},
-            "classes": list(self.labels.classes),
-            "per_class_iou": [_finite(value) for value in self.scores["per_class_iou"]],
-            "per_class_accuracy": [_finite(value) for value in self.scores["per_class_accuracy"]],
-            "confusion_matrix": self.matrix.tolist(),
-            "images": [{key: _finite(value) for key, value in dataclasses.asdict(image).items()} for image in self.images],
-            **({"boundary": self._regions_json()} if self.regions else {}),
-            **({"trimap": self.trimap.to_json()} if self.trimap else {}),
-        }
-
-    def _regions_json(self) -> dict:
-        found = {"distance": self.regions.distance}
-        for name, part in self.regions.scores().items():
-            matrix = getattr(self.regions, name)
-            found[name] = {
-                "num_pixels": int(matrix.sum()),
-                "pixel_accuracy": _finite(part["pixel_accuracy"]),
-                "mean_iou": _finite(part["mean_iou"]),
-                "per_class_iou": [_finite(value) for value in part["per_class_iou"]],
-                "confusion_matrix": matrix.tolist(),
-            }
-        return found
+# How many batches of images are held at most, among which pictures of equal size are looked for.
+_AHEAD = 4
 
 
 def evaluate(
@@ -143,96 +28,277 @@ def evaluate(
     boundary: float | None = None,
     trimap: Sequence[float] | None = None,
     trimap_boundary: str = "labels",
+    boundary_f: bool | float | None = None,
+    calibration: int | None = None,
+    exclude: Sequence[str] | None = None,
+    batch_size: int = 1,
+    measures: Sequence[Measure] = (),
 ) -> Evaluation:
     """Scores a network on a data set.
 
-    Memory does not grow with the data: one image at a time, one confusion matrix for all.
+    Memory does not grow with the images: a few of them at a time, one confusion matrix for all. Of each image three counts per
+    class are kept, from which the intervals come.
 
     Args:
         model: As for `predict`.
-        data: Data set with labels: `len`, indexing to examples, and `labels`, its label table.
-        inference: How to run the network; `None`: as it is, at scale 1.
+        data: Data set with labels: `len`, indexing to examples, and `labels`, its label table. Where it has several label maps,
+            `labels` and each example's `label` are mappings from the network's output to table and map.
+        inference: How to run the network; `None`: as it is, at scale 1. Its `output` picks one of several label maps as well.
         progress: Called with (images done, images in all) after each image.
         limit: Only so many images, the first ones.
         boundary: Up to how many pixels from the boundary of objects to score apart from the rest; `None`: not.
         trimap: Widths of bands around the boundaries to score, in pixels, ascending, such as `range(1, 41)`; `None`: none.
         trimap_boundary: What the boundaries are, one of `kerasseg.metrics.TRIMAP_BOUNDARIES`.
+        boundary_f: Whether to measure the boundary F of contours: `True`, within 0.75 % of the diagonal; or within how many
+            pixels; `None`: not.
+        calibration: Into how many bins of confidence to sort the pixels; `None`: not at
+            all, which spares a softmax.
+        exclude: Names of classes to leave out of the means over classes; `None`: those that the label table calls absent.
+        batch_size: How many pictures of one size the network gets at once. The scores are the same whatever it is.
+        measures: What else to measure; found in the result's `measured`.
     Returns:
         Scores at the labels' own size, pixels with label 255 left out.
     Raises:
-        KerassegError: If there are no images, an image has no label or one of another size, a label is out of range, the
-            network's number of classes is not the data set's, or there is no photograph for the CRF.
+        KerassegError: If there are no images, an image has no label or one of another size, a label is out of range, no pixel
+            at all is labelled, the network's number of classes is not the data set's, a class to exclude is unknown or none
+            would be left, or there is no photograph for the CRF.
     """
     inference = inference or Inference()
-    total = _check_request(data, inference, limit, boundary)
-    classes = data.labels.num_classes
-    matrix, close, images = *np.zeros((2, classes, classes), np.int64), []
-    bands = None if trimap is None else Trimap(trimap_widths(trimap), trimap_boundary, 0)
-    for index in range(total):
-        example = data[index]
-        prediction = _prediction(model, example, data.labels, inference)
-        one = _image_matrix(example, example.label, prediction, data.labels)
-        matrix += one
-        if boundary is not None:
-            label = np.where(boundary_region(example.label, boundary), example.label, IGNORE)
-            close += _image_matrix(example, label, prediction, data.labels)
-        if bands is not None:
-            found = trimap_matrices(example.label, prediction, bands.widths, classes, boundary=trimap_boundary)
-            bands = dataclasses.replace(bands, matrices=bands.matrices + found)
-        result = scores(one)
-        images.append(ImageScore(example.id, result["mean_iou"], result["pixel_accuracy"]))
+    task = _task(model, data.labels, inference)
+    labels = data.labels if task is None else data.labels[task]
+    excluded = excluded_classes(labels, exclude)
+    made = requested(
+        labels.num_classes,
+        tuple(map(labels.classes.index, excluded)),
+        boundary=boundary,
+        trimap=trimap,
+        trimap_boundary=trimap_boundary,
+        boundary_f=boundary_f,
+        calibration=calibration,
+    )
+    total = _check_request(data, labels, inference, limit, batch_size)
+    tally = _Tally(labels, excluded, [*made, *measures])
+    predicting, scoring, start = _Stopwatch(), _Stopwatch(), time.perf_counter()
+    confidence = any(measure.needs_confidence for measure in tally.measures)
+    examples = (_checked(data[index], task) for index in range(total))
+    for example, prediction in _predicted(model, examples, inference, batch_size, confidence, predicting):
+        with scoring:
+            tally.add(example, prediction)
         if progress:
-            progress(index + 1, total)
-    regions = None if boundary is None else Regions(boundary, close, matrix - close)
-    return Evaluation(matrix, data.labels, scores(matrix), images, inference, regions, bands)
+            progress(len(tally.images), total)
+    timing = Timing(time.perf_counter() - start, predicting.seconds, scoring.seconds, total)
+    return tally.evaluation(inference=inference, timing=timing, network=model.name, split=getattr(data, "split", None))
 
 
-def _check_request(data, inference: Inference, limit: int | None, boundary: float | None) -> int:
+def score_predictions(
+    data,
+    predictions: Iterable,
+    *,
+    boundary: float | None = None,
+    trimap: Sequence[float] | None = None,
+    trimap_boundary: str = "labels",
+    boundary_f: bool | float | None = None,
+    exclude: Sequence[str] | None = None,
+    measures: Sequence[Measure] = (),
+) -> Evaluation:
+    """Scores predictions that are there already, such as the masks of another program.
+
+    Args:
+        data: Data set with labels, as for `evaluate`.
+        predictions: For each example of the data, in their order, the classes of its pixels, `(H, W)`, integer. They may come
+            one by one, from a generator.
+        boundary: As for `evaluate`, and so the others.
+        trimap: See above.
+        trimap_boundary: See above.
+        boundary_f: See above.
+        exclude: See above.
+        measures: See above; none that needs to know how sure the network was.
+    Returns:
+        As `evaluate`, without network and inference.
+    Raises:
+        KerassegError: If there are more or fewer predictions than images, or none, one has another size than its label or a
+            class out of range, or as `evaluate`.
+    """
+    excluded, start, scoring = excluded_classes(data.labels, exclude), time.perf_counter(), _Stopwatch()
+    made = requested(
+        data.labels.num_classes,
+        tuple(map(data.labels.classes.index, excluded)),
+        boundary=boundary,
+        trimap=trimap,
+        trimap_boundary=trimap_boundary,
+        boundary_f=boundary_f,
+        calibration=None,
+    )
+    tally, total, given = _Tally(data.labels, excluded, [*made, *measures]), len(data), iter(predictions)
+    for index in range(total):
+        prediction = next(given, None)
+        if prediction is None:
+            raise KerassegError(f"{index} predictions for {total} images: expected one for each image, in their order")
+        with scoring:
+            tally.add(_checked(data[index], None), Prediction(np.asarray(prediction), data.labels.num_classes))
+    if next(given, None) is not None:
+        raise KerassegError(f"more than {total} predictions for {total} images: expected one for each image, in their order")
+    timing = Timing(time.perf_counter() - start, 0.0, scoring.seconds, total)
+    return tally.evaluation(inference=None, timing=timing, split=getattr(data, "split", None))
+
+
+def excluded_classes(labels, exclude: Sequence[str] | None) -> tuple[str, ...]:
+    """Says which classes means over classes leave out.
+
+    Args:
+        labels: Label table.
+        exclude: Names of classes; `None`: those that the table calls absent.
+    Returns:
+        Their names, in the order of the table.
+    Raises:
+        KerassegError: If a name is no class, or no class would be left.
+    """
+    names = labels.absent if exclude is None else exclude
+    for name in names:
+        if name not in labels.classes:
+            raise KerassegError(
+                f"class '{name}' to exclude: data set '{labels.name}' has none; {did_you_mean(name, labels.classes)}"
+            )
+    if len(set(names)) == labels.num_classes:
+        raise KerassegError(
+            f"all {labels.num_classes} classes of data set '{labels.name}' are excluded: leave at least one to score"
+        )
+    return tuple(name for name in labels.classes if name in names)
+
+
+def _task(model, labels, inference: Inference) -> str | None:
+    """Which of several label maps is scored; `None` where there is one only."""
+    if not isinstance(labels, Mapping):
+        return None
+    outputs = model.output if isinstance(model.output, dict) else labels
+    task = next(iter(outputs)) if inference.output is None else inference.output
+    if task not in labels:
+        raise KerassegError(f"the network's output '{task}' has no labels in these data: {did_you_mean(task, labels)}")
+    return task
+
+
+def _check_request(data, labels, inference: Inference, limit: int | None, batch_size: int) -> int:
     """Refuses, not after hours of work, what cannot be done; counts the images."""
     if limit is not None and limit < 1:
         raise KerassegError(f"limit {limit}: expected at least 1 image, or None for all")
+    if batch_size < 1:
+        raise KerassegError(f"batch size {batch_size}: expected at least 1 image")
     total = len(data) if limit is None else min(limit, len(data))
-    if not total:
-        raise KerassegError(f"nothing to evaluate: data set '{data.labels.name}' has no images in this split")
-    if boundary is not None:
-        check_boundary_distance(boundary)
     if inference.crf is not None and not getattr(data, "photographs", True):
-        raise KerassegError(f"data set '{data.labels.name}' holds maps of a network, no photographs: expected no CRF (--crf none)")
+        raise KerassegError(f"data set '{labels.name}' holds maps of a network, no photographs: expected no CRF (--crf none)")
     inference.method.check_names(getattr(data, "ids", ())[:total])
     return total
 
 
-def _prediction(model, example, labels, inference) -> np.ndarray:
-    """The classes of one image's pixels, once it is known that they can be scored."""
-    if example.label is None:
-        raise KerassegError(f"image '{example.id}' has no label: evaluate on a split whose labels are public")
-    if example.label.shape != example.image.shape[:2]:
-        raise KerassegError(
-            f"label of '{example.id}' is {example.label.shape}, its image {example.image.shape[:2]}: expected the same"
+class _Scored(NamedTuple):
+    """An example whose label can be scored."""
+
+    id: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+def _checked(example, task: str | None) -> _Scored:
+    label = example.label if task is None or example.label is None else example.label.get(task)
+    if label is None:
+        of_task = "" if task is None else f" for output '{task}'"
+        raise KerassegError(f"image '{example.id}' has no label{of_task}: evaluate on a split whose labels are public")
+    if label.shape != example.image.shape[:2]:
+        raise KerassegError(f"label of '{example.id}' is {label.shape}, its image {example.image.shape[:2]}: expected the same")
+    return _Scored(example.id, example.image, label)
+
+
+def _predicted(model, examples: Iterator[_Scored], inference, batch_size: int, confidence: bool, watch: "_Stopwatch"):
+    """Examples with their predictions, in their order; pictures of one size that are not far apart go through together."""
+    held: dict[int, _Scored] = {}
+    waiting: dict[tuple, list[int]] = {}
+    found: dict[int, Prediction] = {}
+
+    def run(places):
+        del waiting[held[places[0]].image.shape]
+        images, names = [held[place].image for place in places], [held[place].id for place in places]
+        with watch:
+            predictions = predict_batch(model, images, inference, names, confidence=confidence)
+        found.update(zip(places, predictions, strict=True))
+
+    def ready():
+        while held and (first := next(iter(held))) in found:
+            yield held.pop(first), found.pop(first)
+
+    for place, example in enumerate(examples):
+        held[place] = example
+        alike = waiting.setdefault(example.image.shape, [])
+        alike.append(place)
+        if len(alike) == batch_size:
+            run(alike)
+        elif len(held) == batch_size * _AHEAD:
+            # All others wait for the first one.
+            run(waiting[held[next(iter(held))].image.shape])
+        yield from ready()
+    while held:
+        run(waiting[held[next(iter(held))].image.shape])
+        yield from ready()
+
+
+class _Stopwatch:
+    """Adds up the seconds spent inside its blocks."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception):
+        self.seconds += time.perf_counter() - self._start
+
+
+class _Tally:
+    """What is known of the images scored so far."""
+
+    def __init__(self, labels, excluded: tuple[str, ...], measures: Sequence[Measure]):
+        self.labels, self.excluded, self.measures = labels, excluded, measures
+        self.indices = tuple(map(labels.classes.index, excluded))
+        self.matrix = np.zeros((labels.num_classes,) * 2, np.int64)
+        self.counts, self.images = [], []
+
+    def add(self, example: _Scored, prediction: Prediction) -> None:
+        if prediction.num_classes != self.labels.num_classes:
+            raise KerassegError(
+                f"the network has {prediction.num_classes} classes, data set '{self.labels.name}' has {self.labels.num_classes}: "
+                "expected as many; evaluate on the data it was trained for, or start a training from it with --init"
+            )
+        if prediction.classes.dtype.kind not in "iu":
+            raise KerassegError(
+                f"prediction for '{example.id}' is {prediction.classes.dtype}: expected integers, the argmax of scores"
+            )
+        try:
+            one = confusion_matrix(example.label, prediction.classes, self.labels.num_classes)
+        except KerassegError as error:
+            raise KerassegError(f"image '{example.id}': {error}") from error
+        self.matrix += one
+        self.counts.append(class_counts(one))
+        result = scores(one, exclude=self.indices)
+        self.images.append(ImageScore(example.id, result["mean_iou"], result["pixel_accuracy"]))
+        for measure in self.measures:
+            measure.add(example.label, prediction.classes, prediction.confidence)
+
+    def evaluation(self, **about) -> Evaluation:
+        if not self.images:
+            raise KerassegError(f"nothing to evaluate: data set '{self.labels.name}' has no images in this split")
+        if not self.matrix.any():
+            raise KerassegError(
+                f"no pixel of the {len(self.images)} images of data set '{self.labels.name}' is labelled: every label is {IGNORE} "
+                f"(ignore), expected classes 0 to {self.labels.num_classes - 1} as well; check the masks, or choose another split"
+            )
+        results = [measure.result() for measure in self.measures]
+        return Evaluation(
+            self.matrix,
+            self.labels,
+            scores(self.matrix, exclude=self.indices),
+            self.images,
+            counts=np.stack(self.counts),
+            excluded=self.excluded,
+            measured={result.key: result for result in results},
+            **about,
         )
-    prediction, num_classes = predict_with_classes(model, example.image, inference, example.id)
-    if num_classes != labels.num_classes:
-        raise KerassegError(
-            f"the network has {num_classes} classes, data set '{labels.name}' has {labels.num_classes}: expected as many; "
-            "evaluate on the data it was trained for, or start a training from it with --init"
-        )
-    return prediction.numpy()
-
-
-def _image_matrix(example, label, prediction, labels) -> np.ndarray:
-    """The confusion matrix of one image."""
-    try:
-        return confusion_matrix(label, prediction, labels.num_classes)
-    except KerassegError as error:
-        raise KerassegError(f"image '{example.id}': {error}") from error
-
-
-def _percent(value):
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _finite(value):
-    """A string as it is; a number as JSON can hold it."""
-    if isinstance(value, str):
-        return value
-    return None if math.isnan(value) else float(value)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -12,11 +12,16 @@ import tensorflow as tf
 
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.crf import crf_logits, crf_parameters, described, marginals
-from kerasseg.evaluation.methods import Method, View, WholeImage, scaled_size
-from kerasseg.evaluation.running import resized
+from kerasseg.evaluation.methods import Method, View, WholeImage, as_probabilities, scaled_size
+from kerasseg.evaluation.running import resized, selected_output
+from kerasseg.evaluation.windows import Windows, write_labels
 
 TTA_FACTORS = (0.75, 1.0, 1.25)
 """What test-time augmentation multiplies every scale by, beside mirroring."""
+
+
+FUSIONS = ("mean", "max")
+"""How the maps of several scales and mirrored copies become one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +35,23 @@ class Inference:
         method: How the network is run on each of these pictures.
         crf: Parameters of a dense CRF behind all that, on the photograph at its own size: name in `kerasseg.crf.PARAMETERS`,
             `kerasseg.crf.Parameters`, or a file of `tools/tune_crf.py`; `None`: no CRF. It starts from the scores of a network that
-            saw one picture, else from −log of the averaged probabilities.
+            saw one picture, or from the largest of several; else from −log of the averaged probabilities.
+        fusion: How the maps of several pictures become one. `"mean"`: the mean, of logits that of their probabilities. `"max"`: for
+            each pixel and class the largest, of what the method gives (`Method.kind`): logits or scores as they are; the largest
+            probabilities are divided by their sum over the classes.
+        output: Key of the output that counts, of a network with several; `None`: the first.
+    Raises:
+        KerassegError: If one of them cannot be.
+    Reference:
+        Means of probabilities: Chen et al. 2017, arXiv:1706.05587, §4.2. Maxima: Chen et al. 2018, arXiv:1606.00915, §3.2.
     """
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     method: Method = WholeImage()
     crf: Any = None
+    fusion: str = "mean"
+    output: str | None = None
 
     def __post_init__(self):
         if not self.scales or not all(scale > 0 and math.isfinite(scale) for scale in self.scales):
@@ -46,6 +61,12 @@ class Inference:
             raise KerassegError(f"method {self.method!r}: expected one that is made, such as kerasseg.evaluation.Tiles((900, 900))")
         if self.crf is not None:
             object.__setattr__(self, "crf", crf_parameters(self.crf))
+        if self.fusion not in FUSIONS:
+            raise KerassegError(f"fusion {self.fusion!r}: expected one of {', '.join(FUSIONS)}")
+        if not isinstance(self.output, (str, type(None))):
+            raise KerassegError(
+                f"output {self.output!r}: expected the name of an output, such as 'semantic', or None for the first"
+            )
 
     def with_tta(self) -> "Inference":
         """The same with test-time augmentation: every scale times `TTA_FACTORS`, and mirrored copies."""
@@ -54,53 +75,99 @@ class Inference:
 
     @property
     def is_single(self) -> bool:
-        """Whether the network sees one picture only, so that nothing is averaged."""
+        """Whether the network sees one picture only, so that nothing is fused."""
         return len(self.scales) == 1 and not self.flip
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network sees the image alone, at its own size, and no CRF comes behind."""
+        return self.is_single and self.scales == (1.0,) and self.crf is None
+
     def to_json(self) -> dict:
-        """All of it as JSON can hold it."""
+        """All of it as JSON can hold it; of a CRF, of maxima and of the chosen output nothing where there is none."""
         crf = {} if self.crf is None else {"crf": dataclasses.asdict(self.crf)}
-        return {"scales": list(self.scales), "flip": self.flip, "method": self.method.to_json(), **crf}
+        fusion = {} if self.fusion == "mean" else {"fusion": self.fusion}
+        output = {} if self.output is None else {"output": self.output}
+        return {"scales": list(self.scales), "flip": self.flip, "method": self.method.to_json(), **crf, **fusion, **output}
 
     def __str__(self):
-        """All of it on one line, to be read; nothing of the method where it is the whole image, nor of a CRF that is not there."""
-        scales = f"scales {', '.join(f'{scale:g}' for scale in self.scales)}"
+        """All of it on one line, to be read; nothing of the method where it is the whole image, nor of what is not there."""
+        scales = f"scales {', '.join(f'{scale:g}' for scale in self.scales)}{', mirrored too' if self.flip else ''}"
+        fusion = "" if self.fusion == "mean" else ", the largest of all"
         method = "" if self.method == WholeImage() else f"; {self.method}"
         crf = "" if self.crf is None else f"; {described(self.crf)}"
-        return f"{scales}{', mirrored too' if self.flip else ''}{method}{crf}"
+        output = "" if self.output is None else f"; output {self.output}"
+        return f"{scales}{fusion}{method}{crf}{output}"
+
+
+class Prediction(NamedTuple):
+    """What a network says of one image.
+
+    Args:
+        classes: Shape `(H, W)`, int32, 0 to `num_classes` − 1.
+        num_classes: How many classes the network tells apart.
+        confidence: The largest probability of the final map, `(H, W)`, float32, 0–1: behind a CRF of its marginals; `None` if it
+            was not asked for.
+    """
+
+    classes: np.ndarray
+    num_classes: int
+    confidence: np.ndarray | None = None
 
 
 def probabilities(
-    model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, crf=None, name=None
+    model,
+    image,
+    *,
+    scales=(1.0,),
+    flip: bool = False,
+    method: Method | None = None,
+    crf=None,
+    name=None,
+    fusion: str = "mean",
+    output: str | None = None,
 ) -> np.ndarray:
-    """Class probabilities at the image's own size, averaged over scales and mirrored copies; with a CRF its marginals.
+    """Class probabilities at the image's own size, fused over scales and mirrored copies; with a CRF its marginals.
 
     The logits, not their probabilities, are resized back: bilinear, half-pixel centres. Scores that are no logits of one network,
-    as those of `Proposals`, are averaged as they are, and the softmax taken of the mean.
+    as those of `Proposals`, are fused as they are, and the softmax taken of the result; so it is of the largest logits.
 
     Args:
-        model: Network from `(B, H, W, 3)` RGB 0–255 to logits `(B, H, W, C)`, or to a dict of which the first entry counts.
+        model: Network from `(B, H, W, 3)` RGB 0–255 to logits `(B, H, W, C)`, or to a dict of which one entry counts.
         image: As for `predict`.
         scales: As in `Inference`.
         flip: As in `Inference`.
         method: As in `Inference`; `None`: the whole image.
         crf: As in `Inference`.
         name: As for `predict`.
+        fusion: As in `Inference`.
+        output: As in `Inference`.
     Returns:
         Shape `(H, W, C)`, float32, sums to 1 over the classes.
     Raises:
         KerassegError: As `predict`.
     """
-    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf)
-    total, kind = _combined(model, image_array(image), inference, name_of(image, name))
-    return (total if kind == "probabilities" else tf.nn.softmax(total)).numpy()
+    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf, fusion, output)
+    (total,), kind = combined(model, [image_array(image)], inference, [name_of(image, name)])
+    return as_probabilities(total, kind).numpy()
 
 
-def predict(model, image, *, scales=(1.0,), flip: bool = False, method: Method | None = None, crf=None, name=None) -> np.ndarray:
+def predict(
+    model,
+    image,
+    *,
+    scales=(1.0,),
+    flip: bool = False,
+    method: Method | None = None,
+    crf=None,
+    name=None,
+    fusion: str = "mean",
+    output: str | None = None,
+) -> np.ndarray:
     """The class of every pixel, at the photograph's own size.
 
     Args:
-        model: Network from `(B, H, W, 3)` RGB 0–255 to logits `(B, H, W, C)`, or to a dict of which the first entry counts.
+        model: Network from `(B, H, W, 3)` RGB 0–255 to logits `(B, H, W, C)`, or to a dict of which one entry counts.
         image: Array `(H, W, 3)`, RGB 0–255, integer or float; a PIL image; or the path of an image file. Networks of more
             channels (RGB-D) take arrays of as many, the colours first.
         scales: As in `Inference`.
@@ -108,15 +175,17 @@ def predict(model, image, *, scales=(1.0,), flip: bool = False, method: Method |
         method: As in `Inference`; `None`: the whole image.
         crf: As in `Inference`.
         name: What the image is called in a file of boxes; `None`: the file's name without its suffix, if `image` is a path.
+        fusion: As in `Inference`.
+        output: As in `Inference`.
     Returns:
         Shape `(H, W)`, int32, 0 to C − 1. With scale 1 alone, and no CRF, exactly the argmax of `model(image)`.
     Raises:
-        KerassegError: If the image is not RGB 0–255, or the network cannot take one image of that size.
+        KerassegError: If the image is not RGB 0–255, a scale leaves nothing of it, or the network cannot take one of that size.
     Example:
         >>> kerasseg.colorize(kerasseg.predict(model, "photo.jpg"))
     """
-    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf)
-    return predict_with_classes(model, image_array(image), inference, name_of(image, name))[0].numpy()
+    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf, fusion, output)
+    return predict_with_classes(model, image_array(image), inference, name_of(image, name)).classes
 
 
 def name_of(image, name: str | None) -> str | None:
@@ -124,7 +193,9 @@ def name_of(image, name: str | None) -> str | None:
     return Path(image).stem if name is None and isinstance(image, (str, Path)) else name
 
 
-def predict_with_classes(model, image: np.ndarray, inference: Inference, name: str | None = None):
+def predict_with_classes(
+    model, image: np.ndarray, inference: Inference, name: str | None = None, *, confidence: bool = False
+) -> Prediction:
     """What `predict` and the evaluator share.
 
     Args:
@@ -132,11 +203,60 @@ def predict_with_classes(model, image: np.ndarray, inference: Inference, name: s
         image: Shape `(H, W, 3)`, RGB 0–255.
         inference: How to run the network.
         name: The image's name, under which boxes are looked up.
-    Returns:
-        The classes as a tensor `(H, W)` int32, and the network's number of classes.
+        confidence: Whether to say how sure the network is as well.
+    Raises:
+        KerassegError: As `predict`.
     """
-    total, _ = _combined(model, image, inference, name)
-    return tf.argmax(total, axis=-1, output_type=tf.int32), total.shape[-1]
+    return predict_batch(model, [image], inference, [name], confidence=confidence)[0]
+
+
+def predict_batch(
+    model,
+    images: Sequence[np.ndarray],
+    inference: Inference,
+    names: Sequence[str | None] | None = None,
+    *,
+    confidence: bool = False,
+) -> list[Prediction]:
+    """As `predict_with_classes` for several images, of which those of the same size go through the network together.
+
+    Nothing is padded, so that every image gets what it would get alone; sizes may differ without the network being traced anew.
+    Methods that cut images into pieces get the images one by one.
+
+    Args:
+        model: As for `predict`.
+        images: Each `(H, W, 3)`, RGB 0–255. All of a size are in memory at once, with their maps of scores.
+        inference: How to run the network.
+        names: The images' names; `None`: they have none.
+        confidence: As for `predict_with_classes`.
+    Returns:
+        One prediction per image, in their order.
+    Raises:
+        KerassegError: As `predict`.
+    """
+    if isinstance(inference.method, Windows) and inference.is_plain:
+        return [_streamed(model, image, inference, confidence) for image in images]
+    names, groups = names or [None] * len(images), {}
+    for place, image in enumerate(images):
+        groups.setdefault(image.shape if inference.method.takes_batches else place, []).append(place)
+    found = {}
+    for places in groups.values():
+        maps, kind = combined(model, [images[place] for place in places], inference, [names[place] for place in places])
+        found.update((place, _prediction(each, kind, confidence)) for place, each in zip(places, maps, strict=True))
+    return [found[place] for place in range(len(images))]
+
+
+def _streamed(model, image, inference, confidence) -> Prediction:
+    """The same for windows on the image as it is, whose scores are never held all at once."""
+    model, windows, size = selected_output(model, inference.output), inference.method, image.shape[:2]
+    sure = np.empty(size, np.float32) if confidence else None
+    return Prediction(*write_labels(windows.blocks(model, image), windows.kind, lambda _: np.empty(size, np.int32), sure), sure)
+
+
+def _prediction(scores: tf.Tensor, kind: str, confidence: bool) -> Prediction:
+    classes = tf.argmax(scores, axis=-1, output_type=tf.int32).numpy()
+    sure = tf.reduce_max(as_probabilities(scores, kind), axis=-1).numpy() if confidence else None
+    return Prediction(classes, scores.shape[-1], sure)
 
 
 def logits_for_crf(model, image: np.ndarray, inference: Inference, name: str | None = None) -> np.ndarray:
@@ -150,45 +270,73 @@ def logits_for_crf(model, image: np.ndarray, inference: Inference, name: str | N
     Returns:
         Shape `(H, W, C)`, float32: the negative of the unary energy.
     """
-    return crf_logits(*_combined(model, image, dataclasses.replace(inference, crf=None), name))
+    (total,), kind = combined(model, [image], dataclasses.replace(inference, crf=None), [name])
+    return crf_logits(total, kind)
 
 
-def _combined(model, image, inference, name):
-    """One map of scores (H, W, C) from all views and the CRF, and what it holds, as `Method.kind` says it."""
-    views, kind = _views(model, image, inference, name), inference.method.kind
+def combined(model, images, inference, names):
+    """Runs the network on images of one size, at all scales, mirrored or not, with the CRF behind.
+
+    Args:
+        model: As for `predict`.
+        images: Each `(H, W, 3)`, RGB 0–255.
+        inference: How to run the network.
+        names: The images' names, or `None`.
+    Returns:
+        A map `(H, W, C)` for each; and what they hold, as `Method.kind` says it.
+    Raises:
+        KerassegError: As `predict`.
+    """
+    model = selected_output(model, inference.output)
+    views, kind = _views(model, images, inference, names), inference.method.kind
     if inference.is_single:
         # Not by way of the softmax: its rounding makes ties of logits that differ.
-        total = next(views)
+        maps = next(views)
+    elif inference.fusion == "max":
+        maps = _maxima(views, kind)
     else:
-        total, kind = _mean(views, kind), "probabilities" if kind == "logits" else kind
+        maps, kind = _means(views, kind), "probabilities" if kind == "logits" else kind
     if inference.crf is None:
-        return total, kind
-    return tf.constant(marginals(image, crf_logits(total, kind), inference.crf)), "probabilities"
+        return maps, kind
+    pairs = zip(images, maps, strict=True)
+    return [tf.constant(marginals(image, crf_logits(each, kind), inference.crf)) for image, each in pairs], "probabilities"
 
 
-def _mean(views, kind):
+def _means(views, kind):
     """Streams, since one float32 map of 150 classes can take a gigabyte."""
     averaged = tf.nn.softmax if kind == "logits" else tf.identity
-    count, total = 1, averaged(next(views))
-    for scores in views:
-        count, total = count + 1, total + averaged(scores)
-    return total / count
+    count, totals = 1, [averaged(scores) for scores in next(views)]
+    for maps in views:
+        count, totals = count + 1, [total + averaged(scores) for total, scores in zip(totals, maps, strict=True)]
+    return [total / count for total in totals]
 
 
-def _views(model, image, inference, name) -> Iterator[tf.Tensor]:
-    """Scores (H, W, C) of every scale, then its mirrored copy, each brought back onto the image."""
-    size = image.shape[:2]
-    photograph = tf.constant(image, tf.float32)
+def _maxima(views, kind):
+    totals = next(views)
+    for maps in views:
+        totals = [tf.maximum(total, scores) for total, scores in zip(totals, maps, strict=True)]
+    if kind != "probabilities":
+        return totals
+    return [total / tf.reduce_sum(total, axis=-1, keepdims=True) for total in totals]
+
+
+def _views(model, images, inference, names) -> Iterator[list[tf.Tensor]]:
+    """Scores (H, W, C) of every image at every scale, then of their mirrored copies, each brought back onto its image."""
+    size = images[0].shape[:2]
+    photographs = [tf.constant(image, tf.float32) for image in images]
     sizes = [scaled_size(size, scale) for scale in inference.scales]
     for each in sizes:
         inference.method.check_size(each)
     for scale, each in zip(inference.scales, sizes, strict=True):
         # Antialiased where it shrinks, as the training transforms are.
-        scaled = resized(photograph, each, antialias=True)
+        scaled = [resized(photograph, each, antialias=True) for photograph in photographs]
         for mirrored in (False, True)[: 1 + inference.flip]:
-            view = View(tf.reverse(scaled, [1]) if mirrored else scaled, photograph, scale, mirrored, name)
-            scores = inference.method.scores(model, view)
-            yield resized(tf.reverse(scores, [1]) if mirrored else scores, size)
+            views = [
+                View(tf.reverse(picture, [1]) if mirrored else picture, photograph, scale, mirrored, name)
+                for picture, photograph, name in zip(scaled, photographs, names, strict=True)
+            ]
+            maps = inference.method.scores_of(model, views)
+            yield [resized(tf.reverse(scores, [1]) if mirrored else scores, size) for scores in maps]
 
 
 def image_array(image) -> np.ndarray:
@@ -204,13 +352,37 @@ def image_array(image) -> np.ndarray:
     elif isinstance(image, PIL.Image.Image):
         image = image.convert("RGB")
     array = np.asarray(image)
-    if array.ndim != 3 or array.shape[2] < 3 or 0 in array.shape:
-        raise KerassegError(
-            f"image has shape {array.shape}: expected (height, width, 3), one RGB image; of a grey one np.stack([grey] * 3, -1)"
-        )
-    if array.dtype.kind not in "uif":
-        raise KerassegError(f"image has dtype {array.dtype}: expected uint8 or float32, RGB 0-255")
-    colors = array[..., :3]
-    if not (colors.min() >= 0 and colors.max() <= 255):
-        raise KerassegError(f"image has values {colors.min()} to {colors.max()}: expected RGB 0-255, neither centred nor 16 bits")
+    check_image(array)
+    check_colors(array, array.dtype)
     return array
+
+
+def check_image(image) -> None:
+    """Refuses what is not shaped as an image; nothing of it is read.
+
+    Args:
+        image: Whatever has a shape and a type.
+    Raises:
+        KerassegError: If it is no image.
+    """
+    if len(image.shape) != 3 or image.shape[2] < 3 or 0 in image.shape:
+        raise KerassegError(
+            f"image has shape {tuple(image.shape)}: expected (height, width, 3), one RGB image; of a grey one "
+            "np.stack([grey] * 3, -1)"
+        )
+    if np.dtype(image.dtype).kind not in "uif":
+        raise KerassegError(f"image has dtype {image.dtype}: expected uint8 or float32, RGB 0-255")
+
+
+def check_colors(pixels: np.ndarray, dtype) -> None:
+    """Refuses colours that are not 0–255.
+
+    Args:
+        pixels: Shape `(…, 3)` or more channels, of which the first three are colours.
+        dtype: What the image was: of uint8 nothing has to be looked at.
+    Raises:
+        KerassegError: If there are such.
+    """
+    colors = pixels[..., :3]
+    if dtype != np.uint8 and not (colors.min() >= 0 and colors.max() <= 255):
+        raise KerassegError(f"image has values {colors.min()} to {colors.max()}: expected RGB 0-255, neither centred nor 16 bits")

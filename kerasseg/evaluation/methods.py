@@ -1,13 +1,13 @@
 """How a network is run on one picture: whole, or in windows. Tiles and proposals have files of their own."""
 
 import dataclasses
+import math
 import numbers
 import operator
 import weakref
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import tensorflow as tf
 
 from kerasseg.errors import KerassegError
@@ -48,8 +48,18 @@ class View:
 
 
 def scaled_size(size, scale: float) -> tuple[int, int]:
-    """Height and width in pixels of an image of that size once it is scaled."""
-    return tuple(max(1, round(side * scale)) for side in size)
+    """Height and width in pixels of an image of that size once it is scaled.
+
+    Raises:
+        KerassegError: If nothing is left of it.
+    """
+    found = tuple(round(side * scale) for side in size)
+    if min(found) < 1:
+        raise KerassegError(
+            f"scale {scale:g} leaves {found[0]}x{found[1]} pixels of an image of {size[0]}x{size[1]}: expected one that leaves at "
+            f"least one pixel, such as --scales {math.ceil(100 / min(size)) / 100:g}"
+        )
+    return found
 
 
 # Not compared by its fields, which would make all methods of a kind without them equal.
@@ -63,6 +73,8 @@ class Method:
 
     kind: ClassVar[str] = "logits"
     name: ClassVar[str]
+    # Whether views of one size are run together.
+    takes_batches: ClassVar[bool] = False
 
     def scores(self, model, view: View) -> tf.Tensor:
         """Runs the network.
@@ -76,6 +88,19 @@ class Method:
             KerassegError: If the network cannot be run so on that view.
         """
         raise NotImplementedError
+
+    def scores_of(self, model, views: Sequence[View]) -> list[tf.Tensor]:
+        """Runs the network on several views of one size.
+
+        Args:
+            model: The network.
+            views: What to run it on.
+        Returns:
+            What `scores` gives for each.
+        Raises:
+            KerassegError: As `scores`.
+        """
+        return [self.scores(model, view) for view in views]
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuses, before anything is run, a picture on which the method is impossible.
@@ -121,34 +146,40 @@ class WholeImage(Method):
     """
 
     name: ClassVar[str] = "whole_image"
+    takes_batches: ClassVar[bool] = True
 
     def scores(self, model, view):
         """See `Method`."""
+        return self.scores_of(model, [view])[0]
+
+    def scores_of(self, model, views):
+        """See `Method`."""
+        view = views[0]
         what = f"image of {'x'.join(map(str, view.photograph_size))} at scale {view.scale:g}"
         check_shape(model, (*allowed_size(model, view.size), view.image.shape[2]), what)
-        return run_whole(model, view.image, f" (scale {view.scale:g})")
+        return list(run_whole(model, tf.stack([each.image for each in views]), f" (scale {view.scale:g})"))
 
 
-def run_whole(model, image, where: str = "") -> tf.Tensor:
-    """Runs a network on one picture, continued by reflection where it takes only multiples of some divisor.
+def run_whole(model, images, where: str = "") -> tf.Tensor:
+    """Runs a network on whole pictures, continued by reflection where it takes only multiples of some divisor.
 
     Args:
         model: The network.
-        image: Shape `(h, w, 3)`, RGB 0–255.
+        images: Shape `(B, h, w, 3)`, RGB 0–255.
         where: As for `run_network`.
     Returns:
-        Shape `(h, w, C)`, or coarser from a network whose output is.
+        Shape `(B, h, w, C)`, or coarser from a network whose output is.
     Raises:
         KerassegError: As `run_network`, or if the network scores only the middle of its image.
     """
     _check_covers(model)
-    size, allowed = tuple(image.shape[:2]), allowed_size(model, image.shape[:2])
+    size, allowed = tuple(images.shape[1:3]), allowed_size(model, images.shape[1:3])
     if allowed == size:
-        return run_network(model, image[np.newaxis], where)[0]
+        return run_network(model, images, where)
     for axis in range(2):
-        image = tf.gather(image, reflected(size[axis], 0, allowed[axis]), axis=axis)
-    scores = run_network(model, image[np.newaxis], f" (continued from {size[0]}x{size[1]})")[0]
-    return resized(scores, allowed)[: size[0], : size[1]]
+        images = tf.gather(images, reflected(size[axis], 0, allowed[axis]), axis=axis + 1)
+    scores = run_network(model, images, f" (continued from {size[0]}x{size[1]})")
+    return resized(scores, allowed)[:, : size[0], : size[1]]
 
 
 def _check_covers(model) -> None:
@@ -187,66 +218,9 @@ def allowed_size(model, size) -> tuple[int, int]:
     return found if all(own in (None, side) for own, side in zip(fixed, found, strict=True)) else size
 
 
-@dataclasses.dataclass(frozen=True)
-class Windows(Method):
-    """Windows spread evenly over the image, whose logits are averaged where they overlap.
-
-    Along a side that is longer than the window there are `count` of them, or as many as begin at different pixels, if those are
-    fewer: the i-th of n, from 0, begins at pixel i · (side − window) / (n − 1), rounded. GCN's four crops of 1024² of a
-    Cityscapes image, 1024 × 2048, begin at columns 0, 341, 683 and 1024. Along a side that is not longer there is one, of the
-    side's length; an image that fits into one window is run whole.
-
-    Args:
-        size: Height and width of a window in pixels.
-        count: Windows along a side that is longer than the window.
-    Raises:
-        KerassegError: If size or count are no positive numbers; when run, if so few windows leave pixels out.
-    Reference:
-        Peng et al. 2017, arXiv:1703.02719, §4.3: four crops of 1024 × 1024 whose score maps are fused. Where they
-        lie, and how they are fused, it does not say.
-    """
-
-    name: ClassVar[str] = "windows"
-    size: tuple[int, int] = (1024, 1024)
-    count: int = 4
-
-    def __post_init__(self):
-        object.__setattr__(self, "size", checked_size(self.size, "windows"))
-        object.__setattr__(self, "count", checked_count(self.count, "window count", 4))
-
-    def scores(self, model, view):
-        """See `Method`."""
-        height, width = view.size
-        rows, columns = (self._spans(side, window) for side, window in zip(view.size, self.size, strict=True))
-        total, times = None, np.zeros((height, width, 1), np.float32)
-        for top, bottom in rows:
-            for left, right in columns:
-                window = view.image[top:bottom, left:right]
-                logits = run_whole(model, window, f" (a window of {height}x{width})")
-                logits = resized(logits, window.shape[:2]).numpy()
-                if total is None:
-                    total = np.zeros((height, width, logits.shape[-1]), np.float32)
-                total[top:bottom, left:right] += logits
-                times[top:bottom, left:right] += 1
-        return tf.constant(total / times)
-
-    def check_size(self, size):
-        """See `Method`."""
-        for side, window in zip(size, self.size, strict=True):
-            self._spans(side, window)
-
-    def _spans(self, side: int, window: int) -> list[tuple[int, int]]:
-        """First pixel, and one behind the last, of each window along one side of the image."""
-        if side <= window:
-            return [(0, side)]
-        if self.count * window < side:
-            needed = -(-side // window)
-            raise KerassegError(
-                f"{self.count} windows of {window} pixels do not cover {side}: expected at least {needed} (--window-count {needed})"
-            )
-        count = min(self.count, side - window + 1)
-        begins = (round(index * (side - window) / (count - 1)) for index in range(count))
-        return [(begin, begin + window) for begin in begins]
+def as_probabilities(scores: tf.Tensor, kind: str) -> tf.Tensor:
+    """Scores of a kind of `Method.kind` as probabilities, `(…, C)`."""
+    return scores if kind == "probabilities" else tf.nn.softmax(scores)
 
 
 def checked_size(size, what: str) -> tuple[int, int]:

@@ -223,7 +223,7 @@ class Proposals(Method):
             # Of the photograph itself, since the view may be a coarse one.
             image = resized(view.photograph, scaled_size(view.photograph_size, scale), antialias=True)
             image = tf.reverse(image, [1]) if view.mirrored else image
-        return np.maximum(resized(run_whole(self.ensemble, image, f" (scale {scale:g})"), view.size).numpy(), 0)
+        return np.maximum(resized(run_whole(self.ensemble, image[tf.newaxis], f" (scale {scale:g})")[0], view.size).numpy(), 0)
 
     @property
     def _source(self) -> str:

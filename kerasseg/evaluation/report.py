@@ -1,13 +1,15 @@
 """Pictures of predictions beside the truth, and the report directory of an evaluation."""
 
-import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.page import write_page
 from kerasseg.evaluation.trimap import draw_trimaps
 from kerasseg.labels import IGNORE, colorize
 from kerasseg.runs import atomic_path, write_json
@@ -117,26 +119,51 @@ def text_height():
     return int(np.ceil(box[3]))
 
 
-def write_report(directory, evaluation, pictures=()) -> Path:
-    """Writes what an evaluation found: `scores.json`, `scores.txt`, of a trimap `trimap.png`, with examples `pictures.png`.
+def write_report(directory, evaluation, pictures=(), extremes=()) -> Path:
+    """Writes what an evaluation found, for people and for programs; every file appears whole or not at all.
 
-    Every file appears whole or not at all. The curve of a trimap is left out where matplotlib is not installed.
+    `report.html` shows all of it in one page that loads nothing. `scores.json` holds the same figures, `scores.txt` the table,
+    `counts.npz` what a comparison draws images from: their names, `ids`, and `kerasseg.metrics.class_counts` of each, `counts`.
+    Of a trimap there is `trimap.png`, with examples `pictures.png`.
 
     Args:
         directory: Where to write, made if need be; in a run directory its `report`.
         evaluation: Result of `evaluate`.
         pictures: Pairs of example and its prediction, `(H, W)` classes.
+        extremes: Of the page: pairs of a heading, such as "worst", and triples of example, its prediction, and its `ImageScore`.
     Returns:
         The directory.
     """
-    directory = Path(directory)
-    write_json(directory / "scores.json", evaluation.to_json())
+    directory, report = Path(directory), evaluation.to_json()
+    write_json(directory / "scores.json", report)
     with atomic_path(directory / "scores.txt") as temporary:
         temporary.write_text(evaluation.table() + "\n", encoding="utf-8")
-    if evaluation.trimap and importlib.util.find_spec("matplotlib"):
+    _write_counts(directory / "counts.npz", evaluation)
+    if evaluation.trimap:
         draw_trimaps({evaluation.labels.name: evaluation.trimap}, directory / "trimap.png")
-    pictures = list(pictures)
+    pictures = [(_of_task(example, evaluation), prediction) for example, prediction in pictures]
     if pictures:
         examples, predictions = zip(*pictures, strict=True)
         side_by_side(examples, predictions, evaluation.labels, directory / "pictures.png")
+    extremes = [(heading, [(_of_task(triple[0], evaluation), *triple[1:]) for triple in triples]) for heading, triples in extremes]
+    write_page(directory / "report.html", report, extremes)
     return directory
+
+
+def _write_counts(path: Path, evaluation) -> None:
+    if evaluation.counts is None:
+        # Those of an earlier evaluation would be taken for this one's.
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        ids = np.array([image.id for image in evaluation.images], dtype=str)
+        np.savez_compressed(temporary, ids=ids, counts=evaluation.counts)
+
+
+def _of_task(example, evaluation):
+    """The example with the one of several label maps that was evaluated."""
+    if not isinstance(example.label, Mapping):
+        return example
+    output = evaluation.inference and evaluation.inference.output
+    label = example.label[output or next(iter(example.label))]
+    return SimpleNamespace(id=example.id, image=example.image, label=label)

@@ -2,6 +2,7 @@
 
 import weakref
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -9,10 +10,40 @@ from kerasseg.errors import KerassegError
 
 # A function holds its traces, and through them much memory: it must go when its model goes.
 _RUNNERS: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+# The same for models on several devices, of which each computes a part of the batch.
+_SPLITTERS: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+# Networks of several outputs → key → the network with that output alone; made once, since a new one would be traced anew.
+_SELECTED: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+def selected_output(model, name: str | None):
+    """Gives a network with one of its outputs alone.
+
+    Args:
+        model: The network.
+        name: Key of the output; `None`: the first.
+    Returns:
+        A network of the same layers; the model itself, of whose outputs the first counts everywhere, if it is the first.
+    Raises:
+        KerassegError: If it has no such output.
+    """
+    if name is None:
+        return model
+    outputs = model.output if isinstance(model.output, dict) else {}
+    if name not in outputs:
+        known = f"expected one of {', '.join(outputs)}" if outputs else "it has one output without a name, so leave --output out"
+        raise KerassegError(f"output '{name}' is none of {model.name}: {known}")
+    if name == next(iter(outputs)):
+        return model
+    made = _SELECTED.setdefault(model, {})
+    if name not in made:
+        with model.distribute_strategy.scope():
+            made[name] = keras.Model(model.inputs, outputs[name], name=model.name)
+    return made[name]
 
 
 def run_network(model, batch, where: str = "") -> tf.Tensor:
-    """Computes a network's first output.
+    """Computes a network's first output; of a model made under a `tf.distribute.MirroredStrategy`, on all its devices.
 
     Args:
         model: Network of one input.
@@ -23,7 +54,10 @@ def run_network(model, batch, where: str = "") -> tf.Tensor:
     Raises:
         KerassegError: If the network cannot take pictures of that size.
     """
-    return _run(_runner, model, batch, where)
+    strategy = model.distribute_strategy
+    # Of other strategies a worker has its own devices, or shapes must be known: there the model's first device computes all.
+    several = isinstance(strategy, tf.distribute.MirroredStrategy) and strategy.num_replicas_in_sync > 1 and len(batch) > 1
+    return _run(_splitter if several else _runner, model, batch, where)
 
 
 def run_outputs(model, batch) -> list[tf.Tensor]:
@@ -56,17 +90,16 @@ def _run(runner, model, batch, where):
 
 
 def resized(maps, size, *, antialias: bool = False) -> tf.Tensor:
-    """Resizes one map bilinearly with half-pixel centres.
+    """Resizes one map, or several of one size, bilinearly with half-pixel centres.
 
     Args:
-        maps: Shape `(h, w, C)`.
+        maps: Shape `(h, w, C)` or `(B, h, w, C)`.
         size: `(height, width)`.
         antialias: Whether to widen the filter where it shrinks, as PIL and MATLAB do.
     Returns:
-        Shape `(height, width, C)`, float32; bit for bit the same where the size is.
+        Shape `(height, width, C)`, of several `(B, height, width, C)`, float32; bit for bit the same where the size is.
     """
-    maps = tf.convert_to_tensor(maps)
-    return tf.image.resize(maps[tf.newaxis], size, method="bilinear", antialias=antialias)[0]
+    return tf.image.resize(tf.convert_to_tensor(maps), size, method="bilinear", antialias=antialias)
 
 
 def _runner(model):
@@ -76,22 +109,53 @@ def _runner(model):
     return _RUNNERS[model]
 
 
+def _splitter(model):
+    """The same for a batch that is split over the model's devices."""
+    if model not in _SPLITTERS:
+        _SPLITTERS[model] = _make_splitter(model)
+    return _SPLITTERS[model]
+
+
 def _make_runner(model, *, first_only=True):
+    call = _caller(model, first_only)
+    return _traced(model, call)
+
+
+def _make_splitter(model):
+    strategy, call = model.distribute_strategy, _caller(model, True)
+    count = strategy.num_replicas_in_sync
+
+    def part(batch):
+        # Parts are equal: the last pictures may be run more than once, which costs nothing, since another device waits.
+        total = tf.shape(batch)[0]
+        share = -(-total // count)
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group * share
+        return call(tf.gather(batch, tf.minimum(tf.range(first, first + share), total - 1)))
+
+    def run(batch):
+        parts = strategy.experimental_local_results(strategy.run(part, args=(batch,)))
+        return tf.concat(parts, axis=0)[: tf.shape(batch)[0]]
+
+    return _traced(model, run)
+
+
+def _traced(model, function):
+    signature = [tf.TensorSpec((None, None, None, model.inputs[0].shape[-1]), tf.float32)]
+    # Autograph would bury the one line of an error in a traceback of another type.
+    return tf.function(function, input_signature=signature, autograph=False)
+
+
+def _caller(model, first_only: bool):
     # A weak reference: a cache value that held its own key would keep both for ever.
     reference = weakref.ref(model)
 
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, None, None, model.inputs[0].shape[-1]), tf.float32)],
-        # Autograph would bury the one line of an error in a traceback of another type.
-        autograph=False,
-    )
-    def run(batch):
+    def call(batch):
         network = reference()
         dtype = tf.as_dtype(network.inputs[0].dtype)
         logits = network(tf.cast(tf.round(batch) if dtype.is_integer else batch, dtype), training=False)
         return logits[next(iter(logits))] if first_only and isinstance(logits, dict) else logits
 
-    return run
+    return call
 
 
 def check_shape(model, shape: tuple[int, int, int], what: str) -> None:

@@ -2,7 +2,8 @@
 
 Names, orders and colours are facts of the data sets' own development kits: VOC 2012's colour map and class list, PASCAL-Context's
 59 classes, the SIFT Flow and NYUDv2 lists used by FCN, cityscapesScripts' `labels.py`, SegNet's CamVid folder, and the
-SceneParsing ADE20K object list with the colours of its `color150`.
+SceneParsing ADE20K object list with the colours of its `color150`. Cityscapes' groups are the categories of the same `labels.py`,
+less the one without classes to score; what SIFT Flow's test images lack, FCN's `classes.txt` says.
 """
 
 from kerasseg.labels.table import IGNORE, IGNORE_COLOR, LabelTable, voc_palette
@@ -55,6 +56,15 @@ _CITYSCAPES_IGNORED = "000000 00005a 00006e 510051 6f4a00 966464 96785a b4a5b4 e
 _CITYSCAPES_TRAIN_IDS = (
     "255 255 255 255 255 255 255 255 0 1 255 255 2 3 4 255 255 255 5 255 6 7 8 9 10 11 12 13 14 15 255 255 16 17 18"
 )
+_CITYSCAPES_GROUPS = (
+    ("flat", _names("road,sidewalk")),
+    ("construction", _names("building,wall,fence")),
+    ("object", _names("pole,traffic light,traffic sign")),
+    ("nature", _names("vegetation,terrain")),
+    ("sky", _names("sky")),
+    ("human", _names("person,rider")),
+    ("vehicle", _names("car,truck,bus,train,motorcycle,bicycle")),
+)
 _ADE20K = (
     "wall,building,sky,floor,tree,ceiling,road,bed,windowpane,grass,cabinet,sidewalk,person,earth,door,table,mountain,"
     "plant,curtain,chair,car,water,painting,sofa,shelf,house,sea,mirror,rug,field,armchair,seat,fence,desk,rock,wardrobe,"
@@ -83,15 +93,15 @@ _ADE20K_COLORS = (
 _BLACK = (0, 0, 0)
 
 
-def _with_voc_colors(name: str, classes: tuple[str, ...], file_to_label: dict[int, int]) -> LabelTable:
-    return LabelTable(name, classes, voc_palette(len(classes)), file_to_label=file_to_label)
+def _with_voc_colors(name: str, classes: tuple[str, ...], file_to_label: dict[int, int], absent=()) -> LabelTable:
+    return LabelTable(name, classes, voc_palette(len(classes)), file_to_label=file_to_label, absent=absent)
 
 
 _TABLES = (
     _with_voc_colors("voc", _names(_VOC), {}),
     _with_voc_colors("shapes", ("background", "circle", "square", "triangle", "striped", "golden"), {}),
     _with_voc_colors("pascal_context", _names(_VOC + "," + _CONTEXT), {}),
-    _with_voc_colors("sift_flow", _names(_SIFT_FLOW), _one_based(33)),
+    _with_voc_colors("sift_flow", _names(_SIFT_FLOW), _one_based(33), _names("cow,desert,moon")),
     _with_voc_colors("sift_flow_geometric", ("sky", "horizontal", "vertical"), {-1: IGNORE, **_one_based(3)}),
     _with_voc_colors("nyud", _names(_NYUD), _one_based(40)),
     LabelTable("camvid", _names(_CAMVID), _colors(_CAMVID_COLORS), (_BLACK, IGNORE_COLOR), {11: IGNORE}),
@@ -101,6 +111,7 @@ _TABLES = (
         _colors(_CITYSCAPES_COLORS),
         (*_colors(_CITYSCAPES_IGNORED), IGNORE_COLOR),
         {value: int(label) for value, label in enumerate(_CITYSCAPES_TRAIN_IDS.split(), -1)},
+        groups=_CITYSCAPES_GROUPS,
     ),
     LabelTable("ade20k", _names(_ADE20K), _colors(_ADE20K_COLORS), (_BLACK, IGNORE_COLOR), _one_based(150)),
 )

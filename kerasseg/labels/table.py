@@ -29,8 +29,13 @@ class LabelTable:
         palette: RGB, 0–255, one for each class; no two alike, since colour-coded masks are read through it.
         ignore_colors: RGB of the pixels that become 255 in colour-coded masks.
         file_to_label: Value in an index file → label, e.g. `{11: 255}`.
+        groups: Names of groups and of the classes in each, which are scored a second time with each group as one class; either
+            none, or every class in one of them.
+        absent: Classes that the images people score lack. `kerasseg.evaluation.evaluate` leaves them out of the means over
+            classes, unless told otherwise.
     Raises:
-        KerassegError: If the columns do not align or a colour stands for two things.
+        KerassegError: If the columns do not align, a colour stands for two things, or groups or absent classes name something
+            that is no class, or one twice.
     Example:
         >>> LabelTable("pets", ("ground", "cat"), ((0, 0, 0), (200, 90, 0))).num_classes
         2
@@ -41,6 +46,8 @@ class LabelTable:
     palette: tuple[Color, ...]
     ignore_colors: tuple[Color, ...] = (IGNORE_COLOR,)
     file_to_label: Mapping[int, int] = field(default_factory=dict, hash=False)
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    absent: tuple[str, ...] = ()
 
     def __post_init__(self):
         count = len(self.classes)
@@ -57,6 +64,9 @@ class LabelTable:
                 raise KerassegError(
                     f"label table '{self.name}' maps file value {value} to label {label}: expected 0 to {count - 1} or {IGNORE}"
                 )
+        _check_groups(self.name, self.classes, self.groups)
+        _check_alike(self.name, "absent class", self.absent)
+        _check_known(self.name, self.classes, self.absent)
 
     @property
     def num_classes(self) -> int:
@@ -70,6 +80,25 @@ def _check_alike(name: str, kind: str, entries: Sequence) -> None:
         if entry in seen:
             raise KerassegError(f"label table '{name}' holds the {kind} {entry} twice: every {kind} must stand for one thing only")
         seen.add(entry)
+
+
+def _check_known(name: str, classes: Sequence[str], mentioned: Sequence[str]) -> None:
+    unknown = [entry for entry in mentioned if entry not in classes]
+    if unknown:
+        raise KerassegError(f"label table '{name}' has no class {', '.join(unknown)}: expected some of {', '.join(classes)}")
+
+
+def _check_groups(name: str, classes: Sequence[str], groups: Sequence[tuple[str, Sequence[str]]]) -> None:
+    members = [member for _, group in groups for member in group]
+    _check_known(name, classes, members)
+    _check_alike(name, "group", [title for title, _ in groups])
+    _check_alike(name, "grouped class", members)
+    left = [entry for entry in classes if entry not in members]
+    if groups and left:
+        raise KerassegError(f"label table '{name}' has {', '.join(left)} in no group: expected every class in one, or no groups")
+    empty = [title for title, group in groups if not group]
+    if empty:
+        raise KerassegError(f"label table '{name}' has the group {empty[0]} without a class: leave it out")
 
 
 def voc_palette(n: int) -> tuple[Color, ...]:

@@ -1,14 +1,9 @@
-"""The four scores of semantic segmentation, all from one confusion matrix of pixel counts.
-
-Rows of a matrix are the truth, columns the prediction.
-"""
+"""Counting pixels by their true and predicted class. Rows of a matrix are the truth, columns the prediction."""
 
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.errors import KerassegError
-
-SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 
 
 def confusion_matrix(label, prediction, num_classes: int, ignore_label: int = 255) -> np.ndarray:
@@ -55,49 +50,6 @@ def _count_at_once(label, prediction, num_classes: int, ignore_label: int):
 def out_of_range(what: str, num_classes: int, ignore_label: int) -> str:
     """Says that a label or prediction is neither a class nor ignored."""
     return f"{what} is out of range: expected 0 to {num_classes - 1}, or label {ignore_label} for pixels to ignore"
-
-
-def scores(matrix) -> dict:
-    """Computes the four scores, and the two of each class, from a confusion matrix.
-
-    A class that the truth lacks has no accuracy; one that the prediction lacks as well has no IoU. Such NaN are left out of
-    the means. A class that is predicted but never true has IoU 0, which counts.
-
-    Args:
-        matrix: Shape `(C, C)`, counts of pixels; row: truth, column: prediction.
-    Returns:
-        `pixel_accuracy`, `mean_accuracy`, `mean_iou`, `frequency_weighted_iou`: floats in 0–1, NaN where nothing was counted;
-        `per_class_iou`, `per_class_accuracy`: float64 arrays of shape `(C,)`, NaN for absent classes.
-    Reference:
-        Shelhamer et al. 2017, arXiv:1605.06211, §5 "Metrics", with absent classes as in its authors' score.py.
-    """
-    matrix = np.asarray(matrix)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise KerassegError(f"confusion matrix has shape {matrix.shape}: expected (C, C)")
-    # Sums stay integers, so that counts beyond 2**53 lose nothing before the division.
-    hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    iou = _ratio(hits, truth + predicted - hits)
-    accuracy = _ratio(hits, truth)
-    present = truth > 0
-    return {
-        "pixel_accuracy": float(_ratio(hits.sum(), truth.sum())),
-        "mean_accuracy": _mean(accuracy),
-        "mean_iou": _mean(iou),
-        "frequency_weighted_iou": float(_ratio((truth[present] * iou[present]).sum(), truth.sum())),
-        "per_class_iou": iou,
-        "per_class_accuracy": accuracy,
-    }
-
-
-def _ratio(part, whole):
-    """The quotient; NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
-
-
-def _mean(values):
-    """The mean of what is not NaN; NaN (and no warning) if that is nothing."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def count_pixels(label, prediction, num_classes: int, ignore_label: int = 255):

@@ -5,7 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from kerasseg.errors import KerassegError
-from kerasseg.metrics.counting import SCORES, count_pixels, out_of_range
+from kerasseg.metrics.counting import count_pixels, out_of_range
+from kerasseg.metrics.scoring import SCORES, check_excluded
 
 
 @keras.saving.register_keras_serializable("kerasseg")
@@ -20,9 +21,11 @@ class SegmentationMetrics(keras.metrics.Metric):
         ignore_label: Value of the label's pixels that count nothing.
         prefix: Put before each score's name, e.g. `"semantic_"`: Keras merges the scores of all heads into one dict.
         name: Keras' name of the metric; the scores' names do not depend on it.
+        exclude: Classes left out of the means over classes, as for `scores`.
     Raises:
-        KerassegError: When updated, if a label or prediction is neither a class nor ignored (in a graph
-            `tf.errors.InvalidArgumentError`; under XLA, which drops assertions, all scores become NaN and `matrix` raises).
+        KerassegError: If `exclude` names no class or all of them; when updated, if a label or prediction is neither a class
+            nor ignored (in a graph `tf.errors.InvalidArgumentError`; under XLA, which drops assertions, all scores become NaN
+            and `matrix` raises).
     Reference:
         Shelhamer et al. 2017, arXiv:1605.06211, §5 "Metrics".
     Example:
@@ -30,11 +33,12 @@ class SegmentationMetrics(keras.metrics.Metric):
         >>> model.evaluate(batches, return_dict=True)["mean_iou"]
     """
 
-    def __init__(self, num_classes, ignore_label=255, prefix="", name="segmentation"):
+    def __init__(self, num_classes, ignore_label=255, prefix="", name="segmentation", exclude=()):
         super().__init__(name=name)
         self.prefix = prefix
         self.num_classes = num_classes
         self.ignore_label = ignore_label
+        self.exclude = tuple(check_excluded(exclude, num_classes))
         self.counts = self.add_variable((num_classes, num_classes), "zeros", dtype="int64", name="counts")
         self.rejected = self.add_variable((), "zeros", dtype="int64", name="rejected")
 
@@ -78,10 +82,11 @@ class SegmentationMetrics(keras.metrics.Metric):
         hits, truth, predicted = tf.linalg.diag_part(matrix), tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0)
         union, total = truth + predicted - hits, tf.reduce_sum(matrix)
         iou = tf.math.divide_no_nan(hits, union)
+        kept = tf.constant([number not in self.exclude for number in range(self.num_classes)])
         values = (
             tf.reduce_sum(hits) / total,
-            _mean_where(truth, tf.math.divide_no_nan(hits, truth)),
-            _mean_where(union, iou),
+            _mean_where(kept & (truth != 0), tf.math.divide_no_nan(hits, truth)),
+            _mean_where(kept & (union != 0), iou),
             tf.reduce_sum(truth * iou) / total,
         )
         return {f"{self.prefix}{name}": tf.cast(value, tf.float32) for name, value in zip(SCORES, values, strict=True)}
@@ -96,10 +101,16 @@ class SegmentationMetrics(keras.metrics.Metric):
 
     def get_config(self):
         """The constructor's arguments."""
-        return {"num_classes": self.num_classes, "ignore_label": self.ignore_label, "prefix": self.prefix, "name": self.name}
+        return {
+            "num_classes": self.num_classes,
+            "ignore_label": self.ignore_label,
+            "prefix": self.prefix,
+            "name": self.name,
+            "exclude": list(self.exclude),
+        }
 
 
-def _mean_where(sizes, values):
-    """The mean of the values whose size is not 0; 0/0, so NaN, if there is none."""
-    present = tf.cast(tf.not_equal(sizes, 0), values.dtype)
+def _mean_where(present, values):
+    """The mean of the values that are present; 0/0, so NaN, if there is none."""
+    present = tf.cast(present, values.dtype)
     return tf.reduce_sum(values * present) / tf.reduce_sum(present)

@@ -1,23 +1,19 @@
-"""Pictures of what a network does: activations of its stages, and proposals adding up."""
+"""What the stages of a network answer to a photograph: the strongest channel of each."""
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
-import tensorflow as tf
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.analysis.pictures import heat, picture_grid, picture_of
 from kerasseg.evaluation.methods import allowed_size
-from kerasseg.evaluation.report import text_height
-from kerasseg.evaluation.running import reflected, resized, run_outputs
+from kerasseg.evaluation.running import reflected, run_outputs
 from kerasseg.layers import Geometry
-from kerasseg.runs import atomic_path
 from kerasseg.tables import did_you_mean
 
 DECONVNET_STAGES = ("derelu5_3", "unpool4", "derelu4_3", "unpool3", "derelu3_3", "unpool2", "derelu2_2", "unpool1", "derelu1_2")
@@ -26,12 +22,6 @@ DECONVNET_STAGES = ("derelu5_3", "unpool4", "derelu4_3", "unpool3", "derelu3_3",
 # A multiple of every network's stride.
 _STEP = 64
 _HALF = Fraction(1, 2)
-_GAP = 8
-_INK = (20, 20, 20)
-_PAPER = (255, 255, 255)
-_BOX = (255, 40, 40)
-# From nothing to the largest value.
-_COLORS = np.array([(0, 0, 60), (0, 90, 200), (0, 190, 160), (250, 220, 60), (220, 30, 20)], np.float64)
 
 
 class Activation(NamedTuple):
@@ -61,7 +51,7 @@ def activations(model: keras.Model, image, layers: Sequence[str] | None = None) 
     image = np.asarray(image, np.float32)
     size, allowed = image.shape[:2], allowed_size(model, image.shape[:2])
     names = stage_layers(model, allowed) if layers is None else list(layers)
-    tensors, geometry = [_map_of(model, name) for name in names], Geometry()
+    tensors, geometry = [layer_map(model, name) for name in names], Geometry()
     network = keras.Model(model.input, tensors)
     image = image[reflected(size[0], 0, allowed[0])][:, reflected(size[1], 0, allowed[1])]
     found = []
@@ -133,7 +123,17 @@ def _is_map(layer) -> bool:
     return isinstance(output, keras.KerasTensor) and len(output.shape) == 4
 
 
-def _map_of(model, name: str):
+def layer_map(model, name: str):
+    """Gives the map that a layer makes.
+
+    Args:
+        model: The network.
+        name: The layer's name.
+    Returns:
+        The symbolic output, `(B, h, w, C)`.
+    Raises:
+        KerassegError: If there is no such layer, or it has no map, or several.
+    """
     names = [layer.name for layer in model.layers]
     if name not in names:
         raise KerassegError(f"{model.name} has no layer '{name}': {did_you_mean(name, names)}")
@@ -141,20 +141,6 @@ def _map_of(model, name: str):
     if not _is_map(layer):
         raise KerassegError(f"layer '{name}' of {model.name} has no single map to show: name another, such as {names[-1]}")
     return layer.output
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """Colours a map from its smallest value, dark blue, to its largest, red.
-
-    Args:
-        values: Shape `(h, w)`.
-    Returns:
-        Shape `(h, w, 3)`, uint8; all dark blue where the map is constant.
-    """
-    low, high = float(values.min()), float(values.max())
-    place = (values - low) / (high - low) if high > low else np.zeros(values.shape)
-    stops = np.linspace(0, 1, len(_COLORS))
-    return np.stack([np.rint(np.interp(place, stops, _COLORS[:, channel])) for channel in range(3)], axis=-1).astype(np.uint8)
 
 
 def activation_picture(image, found: Sequence[Activation], path=None, *, columns: int = 5) -> PIL.Image.Image:
@@ -168,77 +154,9 @@ def activation_picture(image, found: Sequence[Activation], path=None, *, columns
     Returns:
         The picture, RGB.
     """
-    shown = [("image", _picture(image))]
+    shown = [("image", picture_of(image))]
     for layer, channel, values in found:
         title = f"{layer} #{channel}, {values.shape[0]}x{values.shape[1]}, {values.min():.3g} to {values.max():.3g}"
         drawn = PIL.Image.fromarray(heat(values)).resize(shown[0][1].size, PIL.Image.Resampling.NEAREST)
         shown.append((title, drawn))
     return picture_grid([shown[first : first + columns] for first in range(0, len(shown), columns)], path)
-
-
-def proposal_picture(image, boxes, counts: Sequence[int], pictures: Sequence, path=None) -> PIL.Image.Image:
-    """Draws an image with the first boxes outlined, and below what the network made of them, for each count.
-
-    Args:
-        image: Shape `(H, W, 3)`, RGB 0–255.
-        boxes: Shape `(N, 4)`, in the order in which they were added.
-        counts: How many boxes each column has.
-        pictures: What the network made of so many boxes, one array `(H, W, 3)` uint8 per count.
-        path: Where to write the picture as PNG as well; `None`: nowhere.
-    Returns:
-        The picture, RGB.
-    Reference:
-        Noh, Hong & Han 2015, arXiv:1505.04366, Figure 6.
-    """
-    outlined = []
-    for count in counts:
-        drawn = _picture(image)
-        draw = PIL.ImageDraw.Draw(drawn)
-        for left, top, right, bottom in np.asarray(boxes)[:count].tolist():
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=_BOX)
-        outlined.append((f"{count} box{'es' if count > 1 else ''}", drawn))
-    return picture_grid([outlined, [("", PIL.Image.fromarray(np.asarray(picture))) for picture in pictures]], path)
-
-
-def picture_grid(rows: Sequence[Sequence[tuple[str, PIL.Image.Image]]], path=None) -> PIL.Image.Image:
-    """Puts pictures in rows, each below its title.
-
-    Args:
-        rows: Pairs of title and picture; all pictures are of one size, rows may be shorter than the first.
-        path: Where to write the result as PNG as well; `None`: nowhere.
-    Returns:
-        The picture, RGB.
-    """
-    draw = PIL.ImageDraw.Draw(PIL.Image.new("RGB", (1, 1)))
-    width, height = rows[0][0][1].size
-    # A title may be wider than a small picture.
-    cell = max([width, *(math.ceil(draw.textlength(title)) for row in rows for title, _ in row)])
-    pitch = height + text_height() + 2 * _GAP
-    canvas = PIL.Image.new("RGB", (len(rows[0]) * (cell + _GAP) + _GAP, len(rows) * pitch + _GAP), _PAPER)
-    draw = PIL.ImageDraw.Draw(canvas)
-    for line, row in enumerate(rows):
-        for column, (title, picture) in enumerate(row):
-            left, top = _GAP + column * (cell + _GAP), _GAP + line * pitch
-            draw.text((left, top), title, fill=_INK)
-            canvas.paste(picture, (left, top + text_height() + _GAP // 2))
-    if path is not None:
-        with atomic_path(Path(path)) as temporary:
-            canvas.save(temporary, format="PNG")
-    return canvas
-
-
-def _picture(image) -> PIL.Image.Image:
-    return PIL.Image.fromarray(np.clip(np.rint(np.asarray(image)), 0, 255).astype(np.uint8))
-
-
-def scaled_image(image, scale: float) -> np.ndarray:
-    """Resizes a photograph as inference does.
-
-    Args:
-        image: Shape `(H, W, 3)`, RGB 0–255.
-        scale: Factor of both sides.
-    Returns:
-        Shape `(h, w, 3)`, float32.
-    """
-    image = tf.constant(image, tf.float32)
-    return resized(image, [max(1, round(side * scale)) for side in image.shape[:2]], antialias=True).numpy()
