@@ -26,11 +26,11 @@ $(BIN)/python:
 demo: .venv/.demo
 	@test ! -e demo || { echo "demo/ is there already; to start anew: rm -r demo"; exit 2; }
 	$(BIN)/python train.py --arch fcn8s --run-dir demo/run
-	$(BIN)/python evaluate.py demo/run --report demo/report
+	$(BIN)/python evaluate.py demo/run --full-report --report demo/report
 	$(BIN)/python tools/export.py demo/run --out demo/fcn8s.tflite
 	@echo
-	@echo "pictures (image, truth, prediction): demo/report/pictures.png"
-	@echo "scores:                              demo/report/scores.txt"
+	@echo "report, for a browser:               demo/report/report.html"
+	@echo "scores:                              demo/report/scores.txt and demo/report/scores.json"
 	@echo "network for devices:                 demo/fcn8s.tflite and demo/fcn8s.json"
 	@echo "network for Keras:                   demo/run/model.keras"
 
