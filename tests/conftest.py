@@ -27,11 +27,14 @@ def oracle_dir() -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def collected():
+def collected(request):
     """Frees what a file of tests left: networks are cycles of references, and Python looks for those ever more seldom.
 
     What is left then stays for good, such as the functions that TensorFlow has traced: nobody need look through it again.
     """
     yield
+    for value in vars(request.module).values():
+        if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
+            value.cache_clear()
     gc.collect()
     gc.freeze()
