@@ -198,3 +198,10 @@ def test_a_mistake_is_one_line(tmp_path, capsys, monkeypatch, mistake):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
     assert not (tmp_path / "o").exists()
+
+
+def test_a_network_of_two_images_is_refused():
+    inputs = [keras.Input((None, None, 3), name=name) for name in ("color", "hha")]
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 1)(keras.layers.Add()(inputs)))
+    with pytest.raises(KerassegError, match=r"has 2 inputs \(color, hha\): expected one, an RGB image"):
+        activations(model, image_of())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import PIL.Image
@@ -283,6 +284,8 @@ def test_data_sets_by_name_work_as_well(capsys):
         (("--split", "some", "--factors", "0"), "--factors 0: expected positive numbers"),
         (("--split", "some", "--limit", "0"), "--limit 0: expected at least 1"),
         (("--split", "void"), "no pixel of 1 label maps has a label"),
+        (("--split", "some", "--json", "."), "--json .: expected a file, received a folder: pass --json ./bounds.json"),
+        (("--data-dir", "none"), "bounds received data_dir none: expected a folder with masks/*.png"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, options, message):
@@ -313,3 +316,11 @@ def test_real_masks_come_out_near_the_published_bounds(data_dir):
     scores = [DEFAULT.mean_iou(matrix) for matrix in upper_bounds(labels, 21, factors)[0]]
     # A sixteenth of the images: within what the choice of images does.
     assert scores == sorted(scores) and distance(scores, factors) < 8, scores
+
+
+@pytest.mark.slow
+def test_the_papers_table(data_dir, capsys):
+    assert run(analyze, "bounds", "--data-dir", data_dir / "voc2012_masks", "--split", "seg11valid") == 0
+    lines = capsys.readouterr().out.splitlines()[-6:]
+    assert all(re.fullmatch(r"factor \d+ mean IoU \d+\.\d", line) for line in lines)
+    assert distance([float(line.split()[-1]) for line in lines]) < 1.2

@@ -13,7 +13,8 @@ import kerasseg
 from kerasseg import KerassegError, evaluation
 from kerasseg.cli import compare as tool
 from kerasseg.cli import evaluate
-from kerasseg.evaluation.comparison import Report, compare, find_report, report_names
+from kerasseg.cli.scoring import scoring_name
+from kerasseg.evaluation.comparison import Report, compare, distinct_names, find_report, report_names
 from kerasseg.labels import LABELS, generic_table
 from kerasseg.metrics import SCORES, scores_of_counts
 from kerasseg.recipes import RECIPES
@@ -96,6 +97,32 @@ def test_it_is_said_why_reports_cannot_be_paired(other, reason):
     assert {(each["a"], each["b"]) for each in found.differences} == {("c", "a")}
 
 
+def test_differences_that_are_not_known_are_said_to_be_so():
+    # Without class 0 there is a class to score only where class 1 was predicted: in b nowhere.
+    a, b = (report(name, counts_of(*rights), excluded=["ground"]) for name, rights in (("a", (90, 40)), ("b", (100, 100))))
+    found = compare([a, b])
+    reasons = ["b - a: mean_accuracy is not known for both", "b - a: mean_iou is not known for both"]
+    assert list(found.reasons) == reasons and found.table().endswith("\n".join(reasons)) and "nan" not in found.table()
+    b.scores["intervals"] = {"mean_iou": [None, None]}
+    assert "- to -" not in compare([a, b]).table()
+    assert [each["score"] for each in found.differences] == ["pixel_accuracy", "frequency_weighted_iou"]
+
+
+def test_it_is_said_which_networks_were_run_otherwise():
+    a, b, c, d = (report(name, counts_of(90, 40)) for name in "abcd")
+    for each, scales in ((a, [1.0]), (b, [0.5, 1.25]), (c, [1.0])):
+        each.scores["inference"] = {"scales": scales, "flip": False, "method": {"name": "whole_image"}}
+    b.scores["inference"]["crf"] = {"name": "deeplab_v1"}
+    d.scores["inference"] = None
+    lines = compare([a, b, c, d]).table().splitlines()
+    assert [line for line in lines if " run at: " in line] == [
+        "b run at: scales 0.5, 1.25; crf deeplab v1; a at: scale 1",
+        "d run at: not known; a at: scale 1",
+    ]
+    assert "c run at: scale 1; b at: scales 0.5, 1.25; crf deeplab v1" in compare([a, b, c], baseline=1).table()
+    assert "run at" not in compare([a, c]).table()
+
+
 def test_the_table_marks_the_best():
     a, b = report("a", counts_of(90, 40)), report("b", counts_of(80, 60))
     a.scores["intervals"] = {"pixel_accuracy": [0.4, 0.9]}
@@ -115,6 +142,7 @@ def test_reports_need_names_of_their_own(tmp_path):
     folders = [tmp_path / "run1/report/val", tmp_path / "run2/report/val"]
     assert report_names(folders) == ["run1", "run2"]
     assert report_names([*folders, tmp_path / "run1/report/val-tta"]) == ["run1/val", "run2/val", "run1/val-tta"]
+    assert distinct_names("aa", "ab", "cd") == ["a", "b"] and distinct_names("aa") == []
     assert report_names([tmp_path / "x/1", tmp_path / "y/1"]) == ["x/1", "y/1"]
     assert report_names([tmp_path / "p/x/1", tmp_path / "q/x/1"]) == [str(tmp_path / "p/x/1"), str(tmp_path / "q/x/1")]
     with pytest.raises(KerassegError, match="run1/report/val is given twice"):
@@ -170,6 +198,30 @@ def test_runs_are_compared_if_their_classes_have_the_same_names(place, tmp_path,
     assert float(first) == -float(second) != 0
 
 
+def test_other_data_than_a_runs_get_a_report_of_their_own(place, tmp_path, monkeypatch, capsys):
+    for name, file, data in (("one", "a", "shapes"), ("two", "b", "camvid"), ("x/one", "b", "shapes")):
+        record = Run(tmp_path / name)
+        record.begin(RECIPES["shapes"].override(arch="fcn8s", data=data).to_json(), LABELS["shapes"])
+        shutil.copy(place / f"{file}.keras", record.model_path)
+    options = ("--limit", "2", "--pictures", "0", "--split", "train")
+    # The second's data are the first's; the folder that one is in has a name, too.
+    monkeypatch.chdir(tmp_path / "one")
+    assert run(evaluate, ".", *options, "--against", "../two") == 0
+    assert "\none - two  mean_iou " in capsys.readouterr().out
+    assert run(evaluate, "../two", *options, "--data", "shapes", "--flip") == 0
+    folders = {path.name for path in (tmp_path / "two/report").iterdir()}
+    assert folders == {"shapes-train-first-2", "shapes-train-flip-first-2"}
+    assert run(evaluate, ".", *options, "--against", "../x/one") == 0
+    assert f"\n{tmp_path.name}/one - x/one  mean_iou " in capsys.readouterr().out
+    pages = [path.name for path in (tmp_path / "one/report/train-first-2").glob("against-*")]
+    assert sorted(pages) == ["against-two.html", "against-x-one.html"]
+
+
+def test_every_choice_of_bands_has_a_folder_of_its_own():
+    names = [scoring_name(evaluate.parser().parse_args(["--trimap", text])) for text in ("1,4", "1:4", "1:2:4")]
+    assert names == ["-trimap-1-4", "-trimap-1to4", "-trimap-1to2to4"]
+
+
 def test_the_worst_median_and_best_images_are_shown(place, monkeypatch):
     given = []
     monkeypatch.setattr(evaluation, "write_report", lambda *values: given.extend(values))
@@ -195,12 +247,12 @@ def test_the_tool_compares_reports(place, tmp_path, capsys):
     assert printed[-2].startswith("b - a  mean_iou ") and sum(" - " in line for line in printed) == 1
     page = out.read_text()
     for each in "ab":
-        folder = place / each / "report/val-excluding-circle-first-5"
+        folder = place / each / "report/shapes-val-excluding-circle-first-5"
         assert f"{100 * json.loads((folder / 'scores.json').read_text())['mean_iou']:.2f}" in page
 
 
 def test_a_run_of_several_reports_is_asked_which(place, tmp_path, capsys):
-    folder = place / "a/report/val-excluding-circle-first-5"
+    folder = place / "a/report/shapes-val-excluding-circle-first-5"
     for name, split in (("val", "val"), ("val-tta", "val"), ("test-tta", "test")):
         shutil.copytree(folder, tmp_path / "run/report" / name)
         scores = json.loads((folder / "scores.json").read_text())
@@ -216,14 +268,27 @@ def test_a_run_of_several_reports_is_asked_which(place, tmp_path, capsys):
 
 
 def test_what_cannot_be_compared_is_one_line(place, tmp_path, capsys):
-    folder = place / "a/report/val-excluding-circle-first-5"
-    for name in ("json", "keys", "npz", "shape"):
+    folder = place / "a/report/shapes-val-excluding-circle-first-5"
+    for name in ("json", "keys", "npz", "shape", "ids", "names", "data", "ends", "count", "stopped", "again"):
         shutil.copytree(folder, tmp_path / name)
     (tmp_path / "json/scores.json").write_text("{")
     (tmp_path / "keys/scores.json").write_text('{"classes": []}')
     (tmp_path / "npz/counts.npz").write_bytes(b"PK")
     np.savez(tmp_path / "shape/counts.npz", ids=np.array(["x"]), counts=np.zeros((1, 3, 2), int))
     (tmp_path / "empty").mkdir()
+    whole = json.loads((folder / "scores.json").read_text())
+    images = [{**image, "id": f"{image['id']}-b"} for image in whole["images"]]
+    matrix = np.roll(whole["confusion_matrix"], 1).tolist()
+    for name, changes in {
+        "ids": {"images": [{"mean_iou": 0.5}]},
+        "names": {"excluded": ["dog"]},
+        "data": {"data": None, "num_images": "5"},
+        "ends": {"intervals": {**whole["intervals"], "mean_iou": [0.5]}},
+        "count": {"per_class_iou": [0.5]},
+        "stopped": {"images": images},
+        "again": {"confusion_matrix": matrix},
+    }.items():
+        (tmp_path / name / "scores.json").write_text(json.dumps({**whole, **changes}))
     for wrong, message in {
         (tmp_path / "none",): "no report at '",
         (tmp_path / "empty", folder): "empty has no report: python evaluate.py ",
@@ -231,6 +296,13 @@ def test_what_cannot_be_compared_is_one_line(place, tmp_path, capsys):
         (folder, tmp_path / "json"): "json/scores.json: Expecting",
         (folder, tmp_path / "keys"): "is not what evaluate.py writes (per_class_iou, images, pixel_accuracy",
         (folder, tmp_path / "npz"): "npz/counts.npz: ",
+        (folder, tmp_path / "ids"): "ids/scores.json is not what evaluate.py writes (images)",
+        (folder, tmp_path / "names"): "names/scores.json is not what evaluate.py writes (excluded)",
+        (folder, tmp_path / "data"): "data/scores.json is not what evaluate.py writes (data, num_images)",
+        (folder, tmp_path / "ends"): "ends/scores.json is not what evaluate.py writes (intervals)",
+        (folder, tmp_path / "count"): "count/scores.json is not what evaluate.py writes (per_class_iou)",
+        (folder, tmp_path / "stopped"): "stopped/counts.npz is of another evaluation than scores.json beside it",
+        (folder, tmp_path / "again"): "again/counts.npz is of another evaluation than scores.json beside it",
         (folder, tmp_path / "shape"): "holds counts of shape (1, 3, 2): expected (1, 3, 6)",
         (folder,): "alone: expected two reports or more",
     }.items():
@@ -270,7 +342,7 @@ def test_a_full_report_and_two_replicas(place, tmp_path, capsys):
     options = ("--data", "shapes", "--limit", "5", "--pictures", "2", "--full-report", "--boundary-f", "3")
     assert run(evaluate, model, *options, "--calibration", "4") == 0
     assert "up to 7 px from a boundary" in capsys.readouterr().out
-    folder = tmp_path / "c/report/val-full-boundary-f-3-calibration-4-first-5"
+    folder = tmp_path / "c/report/shapes-val-full-boundary-f-3-calibration-4-first-5"
     one = json.loads((folder / "scores.json").read_text())
     assert [band["width"] for band in one["trimap"]["bands"]] == [1, 2, 4, 8, 16, 32]
     assert (one["boundary"]["distance"], one["boundary_f"]["tolerance"], len(one["calibration"]["bins"])) == (7, 3, 4)

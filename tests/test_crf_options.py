@@ -143,9 +143,9 @@ def place(tmp_path_factory):
 
 
 WAYS = {
-    "val-flip-crf-deeplab_v1": ("--crf", "deeplab_v1", "--flip"),
-    "val-windows-32x40-crf-found.json-????????": ("--crf", "{place}/found.json", "--windows", "32x40"),
-    "val-crf-none": ("--crf", "none"),
+    "camvid-val-flip-crf-deeplab_v1": ("--crf", "deeplab_v1", "--flip"),
+    "camvid-val-windows-32x40-crf-found.json-????????": ("--crf", "{place}/found.json", "--windows", "32x40"),
+    "camvid-val-crf-none": ("--crf", "none"),
 }
 
 
@@ -182,7 +182,7 @@ def test_the_recipes_crf_is_the_default(place):
 def test_trimaps_are_reported(place, capsys):
     on = ("--data", "camvid", "--data-dir", place / "camvid", "--pictures", "0")
     assert run(evaluate, place / "model.keras", *on, "--trimap", "1:2:7", "--trimap-boundary", "classes") == 0
-    folder = place / "model/report/val-trimap-1-2-7-classes"
+    folder = place / "model/report/camvid-val-trimap-1to2to7-classes"
     bands = json.loads((folder / "scores.json").read_text())["trimap"]
     assert bands["boundary"] == "classes" and [band["width"] for band in bands["bands"]] == [1, 3, 5, 7]
     assert (folder / "trimap.png").is_file() and "trimap (classes), px" in capsys.readouterr().out

@@ -1,8 +1,10 @@
 import io
+import threading
+import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kerasseg.data import decode_image, decode_label
 from kerasseg.data.records import FileDataSet, Record
@@ -69,6 +71,45 @@ def test_file_values_become_labels(tmp_path):
     # Colour-coded files know nothing of the numbers in index files: void is black, and so nothing else.
     path = save(Image.fromarray(np.array([[[0, 0, 0], [128, 128, 128]]], np.uint8)), tmp_path / "m.png")
     assert decode_label(path, LABELS["camvid"]).tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_files_beyond_pillows_limit_are_no_bombs(suffix, tmp_path, monkeypatch):
+    save(Image.fromarray(LABEL.astype(np.uint8)), tmp_path / f"m.{suffix}")
+    photograph = np.repeat(LABEL.astype(np.uint8)[..., None], 3, -1)
+    # More than twice the limit is an error of Pillow's, more than once a warning.
+    for limit in (5, 8):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert decode_image(tmp_path / f"m.{suffix}").tolist() == photograph.tolist()
+            assert decode_label(tmp_path / f"m.{suffix}", TABLE).tolist() == LABEL.tolist()
+        assert limit == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(KerassegError, match="no such file"):
+        decode_image(tmp_path / "none.png")
+    assert Image.MAX_IMAGE_PIXELS == 8
+
+
+def test_the_limit_is_lifted_until_the_last_thread_has_decoded(tmp_path, monkeypatch):
+    path, limit = save(Image.fromarray(LABEL.astype(np.uint8)), tmp_path / "m.png"), Image.MAX_IMAGE_PIXELS
+    first, second, load, seen = threading.Event(), threading.Event(), ImageFile.ImageFile.load, []
+
+    def loaded(image):
+        if threading.current_thread() is not threading.main_thread():
+            first.set()
+            second.wait(30)
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", loaded)
+    thread = threading.Thread(target=decode_image, args=(path,))
+    thread.start()
+    assert first.wait(30)
+    decode_image(path)
+    assert Image.MAX_IMAGE_PIXELS is None
+    second.set()
+    thread.join()
+    assert len(seen) >= 2 and not any(seen) and limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_unknown_colour(tmp_path):

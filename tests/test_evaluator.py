@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 
 import keras
@@ -23,7 +24,10 @@ from kerasseg.evaluation import (
     predict,
     ranked,
     score_predictions,
+    side_by_side,
+    write_report,
 )
+from kerasseg.evaluation.figures import label_picture
 from kerasseg.labels import IGNORE, LabelTable
 from kerasseg.metrics import SCORES, bootstrap, class_counts, confusion_matrix, scores
 
@@ -91,6 +95,12 @@ def test_batches_change_nothing_and_are_bounded(model, monkeypatch):
     assert max(map(len, runs)) == 3 and sum(map(len, runs)) == 27 and len(runs) == 1 + 9
     assert all(len({image.shape for image in images}) == 1 for images in runs)
     assert read == list(range(27)) and most == 11
+    # Behind the first that is alone waits another: both must go before the limit holds again.
+    data.examples = [Data(5).examples[4], Data(6).examples[5], *[Data(1).examples[0]] * 60]
+    read.clear()
+    get, most = data.examples.__getitem__, 0
+    evaluate(model, data, batch_size=2, progress=progress)
+    assert read == list(range(62)) and most <= 8
 
 
 def without_timing(result):
@@ -148,6 +158,17 @@ def test_classes_are_scored_in_groups_as_well(model):
     assert line[1:] == [f"{100 * expected[name][1]:.2f}" for name in ("per_class_iou", "per_class_accuracy")]
 
 
+def test_groups_of_excluded_classes_are_in_no_mean_either(model):
+    data = with_labels(groups=GROUPS)
+    whole, one = evaluate(model, data), evaluate(model, data, exclude=["ground"])
+    found = one.to_json()["groups"]
+    assert found["excluded"] == ["ground"] and found["per_class_iou"] == whole.to_json()["groups"]["per_class_iou"]
+    assert found["mean_iou"] == found["per_class_iou"][1] != whole.to_json()["groups"]["mean_iou"]
+    assert sum(line.startswith("ground * ") for line in one.table().splitlines()) == 2
+    # Of the animals one is left.
+    assert evaluate(model, data, exclude=["cat"]).to_json()["groups"] == whole.to_json()["groups"]
+
+
 def test_seconds_are_those_of_the_clock(model, monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
@@ -190,7 +211,8 @@ def test_one_may_measure_something_else(model):
     assert result.calibration is None and "calibration" not in result.to_json()
 
 
-def test_a_network_of_several_outputs_is_scored_on_the_labels_of_one():
+def of_two_tasks():
+    """A network of two outputs, and data with labels for both, the other way round."""
     keras.utils.set_random_seed(3)
     image = keras.Input((None, None, 3))
     outputs = {name: keras.layers.Conv2D(count, 1)(image) for name, count in (("semantic", 3), ("geometric", 2))}
@@ -198,13 +220,19 @@ def test_a_network_of_several_outputs_is_scored_on_the_labels_of_one():
     data.labels = {"geometric": geometry, "semantic": LABELS}
     for example in data.examples:
         upright = np.where(example.label == IGNORE, IGNORE, example.label > 0)
-        example.label = {"semantic": example.label, "geometric": upright}
+        example.label = {"geometric": upright, "semantic": example.label}
+    return both, data
+
+
+def test_a_network_of_several_outputs_is_scored_on_the_labels_of_one():
+    both, data = of_two_tasks()
+    geometry = data.labels["geometric"]
     for name, expected_labels in (("semantic", LABELS), ("geometric", geometry)):
         alone = Data()
         alone.labels = expected_labels
         for one, other in zip(alone.examples, data.examples, strict=True):
             one.label = other.label[name]
-        expected = evaluate(keras.Model(image, outputs[name]), alone).matrix
+        expected = evaluate(keras.Model(both.input, both.output[name]), alone).matrix
         np.testing.assert_array_equal(evaluate(both, data, Inference(output=name)).matrix, expected)
         # The network's first output, not the first of the labels.
         assert name == "geometric" or (evaluate(both, data).matrix == expected).all()
@@ -213,6 +241,34 @@ def test_a_network_of_several_outputs_is_scored_on_the_labels_of_one():
     del data.examples[1].label["geometric"]
     with pytest.raises(KerassegError, match="image 'image-1' has no label for output 'geometric'"):
         evaluate(both, data, Inference(output="geometric"))
+
+
+def test_a_report_shows_the_labels_that_were_scored(tmp_path):
+    both, data = of_two_tasks()
+    result, example = evaluate(both, data), data[0]
+    assert result.task == "semantic" == result.to_json()["task"] and evaluate(make_model(), Data()).to_json()["task"] is None
+    prediction = predict(both, example.image)
+    folder = write_report(tmp_path, result, [(example, prediction)], [("worst", [(example, prediction, result.images[0])])])
+    side_by_side([Data().examples[0]], [prediction], LABELS, tmp_path / "expected.png")
+    assert (folder / "pictures.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+    (truth,) = re.findall(r'<img src="([^"]*)"[^>]*alt="truth', (folder / "report.html").read_text("utf-8"))
+    assert truth == label_picture(Data().examples[0].label, LABELS.palette).uri
+
+
+def test_stored_predictions_are_scored_on_the_labels_of_one_output():
+    both, data = of_two_tasks()
+    for name in ("geometric", "semantic"):
+        stored = [predict(both, example.image, output=name) for example in data.examples]
+        found = score_predictions(data, stored, output=name)
+        np.testing.assert_array_equal(found.matrix, evaluate(both, data, Inference(output=name)).matrix)
+        assert found.task == name
+    # The first of the data.
+    zeros = [np.zeros(example.image.shape[:2], int) for example in data.examples]
+    assert score_predictions(data, zeros).task == "geometric"
+    with pytest.raises(KerassegError, match="output 'depth' has no labels in these data: known: geometric, semantic"):
+        score_predictions(data, zeros, output="depth")
+    with pytest.raises(KerassegError, match="output 'depth': data set 'three' has one label map only"):
+        score_predictions(Data(), zeros, output="depth")
 
 
 def test_images_are_ranked():
@@ -224,7 +280,10 @@ def test_images_are_ranked():
     # Of seven in order: 2 6 4 0 7 5 3.
     assert ranked(of(values), 1) == {"worst": [2], "median": [0], "best": [3]}
     assert ranked(of(values), 9) == {"worst": [2, 6], "median": [4, 0], "best": [3, 5]}
-    assert ranked(of([0.4, 0.2]), 4) == {"worst": [1, 0], "median": [1, 0], "best": [0, 1]}
+    # No image is both the worst and the best.
+    assert ranked(of([0.4, 0.2]), 4) == {"worst": [1, 0], "median": [], "best": []}
+    assert ranked(of([0.4, 0.2]), 1) == {"worst": [1], "median": [], "best": []}
+    assert ranked(of([0.4, 0.2, 0.3]), 4) == {"worst": [1], "median": [2], "best": [0]}
     assert ranked(of([float("nan")]), 4) == ranked(of(values), 0) == {"worst": [], "median": [], "best": []}
 
 
@@ -255,6 +314,8 @@ def unlabelled():
         (Data(), {"limit": 0}, "limit 0"),
         (Data(), {"batch_size": 0}, "batch size 0"),
         (Data(), {"calibration": 0}, "calibration bins 0: expected 1 to 1000"),
+        (Data(), {"calibration": 15.0}, "calibration bins 15.0: expected 1 to 1000, a whole number"),
+        (Data(), {"boundary_f": 0.0}, "boundary F tolerance 0.0: expected pixels above 0"),
         (Data(), {"boundary_f": -1.0}, "boundary F tolerance -1.0: expected pixels above 0"),
         (Data(), {"exclude": ["cta"]}, "class 'cta' to exclude: data set 'three' has none; did you mean 'cat'?"),
         (Data(), {"exclude": ["dog", "cat", "ground"]}, "all 3 classes of data set 'three' are excluded: leave at least one"),

@@ -112,6 +112,14 @@ def test_what_cannot_be_fused_or_chosen_is_one_line(model, heads):
         Inference(fusion="sum")
     with pytest.raises(KerassegError, match="output 3: expected the name of an output"):
         Inference(output=3)
+    for scales in (0.5, "12", ("a",), ("1",), (), (0.0,), (float("nan"),), None, np.zeros(2)):
+        for call in (lambda scales=scales: Inference(scales), lambda scales=scales: predict(model, photograph(), scales=scales)):
+            with pytest.raises(KerassegError, match=r"^scales .*: expected at least one positive number, such as \(1.0,\)$"):
+                call()
+    for flip in ("no", 1, None):
+        with pytest.raises(KerassegError, match="^flip .*: expected True or False$"):
+            probabilities(model, photograph(), flip=flip)
+    assert Inference(np.array([1, 0.5], np.float32), np.True_) == Inference((1, 0.5), True)
 
 
 def test_a_scale_that_leaves_nothing_is_refused_before_anything_is_run(monkeypatch, model):

@@ -41,17 +41,17 @@ def filled(place, texts):
 DATA = ("{place}/model.keras", "--data", "camvid", "--data-dir", "{place}/camvid")
 BOXES = ("--proposals", "{place}/my boxes.json", "--min-side", "20")
 WAYS = {
-    "val-windows-32x40-window-count-2-boundary-3": ("--windows", "32x40", "--window-count", "2", "--boundary", "3"),
-    "val-flip-windows-30x32": ("--windows", "30x32", "--flip"),
+    "camvid-val-windows-32x40-window-count-2-boundary-3": ("--windows", "32x40", "--window-count", "2", "--boundary", "3"),
+    "camvid-val-flip-windows-30x32": ("--windows", "30x32", "--flip"),
     # Paths of one name are told apart by some digits.
-    "val-proposals-my-boxes.json-????????-min-side-20": BOXES,
-    "val-proposals-my-boxes.json-????????-min-side-20 of another folder": (
+    "camvid-val-proposals-my-boxes.json-????????-min-side-20": BOXES,
+    "camvid-val-proposals-my-boxes.json-????????-min-side-20 of another folder": (
         *("--proposals", "{place}/other/my boxes.json", "--min-side", "20"),
     ),
-    "val-proposals-dense-max-proposals-3-min-side-20-ensemble-one-????????": (
+    "camvid-val-proposals-dense-max-proposals-3-min-side-20-ensemble-one-????????": (
         *("--proposals", "dense", "--min-side", "20", "--max-proposals", "3", "--ensemble", "{place}/one/model.keras"),
     ),
-    "val-proposals-dense-max-proposals-3-min-side-20-ensemble-two-????????": (
+    "camvid-val-proposals-dense-max-proposals-3-min-side-20-ensemble-two-????????": (
         *("--proposals", "dense", "--min-side", "20", "--max-proposals", "3", "--ensemble", "{place}/two/model.keras"),
     ),
 }

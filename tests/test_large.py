@@ -1,6 +1,8 @@
 """Images of any size: labels window by window, whole files or none."""
 
+import errno
 import json
+import os
 import warnings
 
 import keras
@@ -9,10 +11,14 @@ import pytest
 from cli_helpers import run, tree
 from inference_helpers import make_model, photograph, scored_network
 from PIL import Image
+from tensorflow import constant
 
 from kerasseg import KerassegError
 from kerasseg.cli import predict as predict_command
 from kerasseg.evaluation import Inference, Windows, inference, large, predict_batch, predict_large, probabilities
+from kerasseg.labels import generic_table
+from kerasseg.recipes import RECIPES
+from kerasseg.runs import Run
 
 WINDOWS = Windows((16, 20), overlap=5, margin=2, blending="linear")
 
@@ -37,7 +43,8 @@ def test_labels_are_those_of_the_same_windows_held_as_a_whole(model, tmp_path):
         mapped = predict_large(model, source, out, windows=WINDOWS)
         assert isinstance(mapped, np.memmap) and mapped.mode == "r" and np.load(out).dtype == np.uint8
         np.testing.assert_array_equal(np.load(out), expected)
-    np.testing.assert_array_equal(predict_large(model, image.astype(np.float32), windows=WINDOWS), expected)
+    for array in (image.astype(np.float32), constant(image)):
+        np.testing.assert_array_equal(predict_large(model, array, windows=WINDOWS), expected)
     assert isinstance(large.open_image(tmp_path / "image.npy"), np.memmap)
 
 
@@ -104,8 +111,41 @@ def test_what_was_interrupted_leaves_nothing(model, tmp_path):
     assert (tmp_path / "old.npy").read_bytes() == b"before"
 
 
+def refusing(code):
+    def refuse(*given):
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+def test_a_file_system_that_sets_nothing_aside_gets_the_file_all_the_same(model, tmp_path, monkeypatch):
+    expected = predict_large(model, photograph(20, 30), tmp_path / "one.npy")
+    for code in (errno.EINVAL, errno.EOPNOTSUPP):
+        monkeypatch.setattr(os, "posix_fallocate", refusing(code))
+        np.testing.assert_array_equal(predict_large(model, photograph(20, 30), tmp_path / "two.npy"), expected)
+    monkeypatch.delattr(os, "posix_fallocate")
+    np.testing.assert_array_equal(predict_large(model, photograph(20, 30), tmp_path / "three.npy"), expected)
+
+
+def test_labels_are_not_written_over_their_image(model, tmp_path, monkeypatch):
+    path = tmp_path / "image.npy"
+    np.save(path, photograph())
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for image in (path, "image.npy", np.load(path, mmap_mode="r"), tmp_path / "link/image.npy"):
+        with pytest.raises(KerassegError, match="the labels of .*image.npy would be written over it: expected another path than"):
+            predict_large(model, image, path)
+    assert path.read_bytes() == before
+    predict_large(model, path, tmp_path / "labels.npy")
+
+
 def test_what_cannot_be_is_one_line(model, tmp_path):
     (tmp_path / "no.npy").write_bytes(b"text")
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "several.npz", photograph())
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    before = tree(tmp_path)
     mistakes = (
         ({"crf": "deeplab_v1"}, photograph(), "a CRF connects all pixels of an image: expected none .*--crf none"),
         ({"windows": (16, 16)}, photograph(), r"windows \(16, 16\): expected kerasseg.evaluation.Windows"),
@@ -118,12 +158,15 @@ def test_what_cannot_be_is_one_line(model, tmp_path):
         ({}, photograph() * 300.0, "image has values .* expected RGB 0-255"),
         ({}, tmp_path / "none.npy", "no such file: .*none.npy"),
         ({}, tmp_path / "no.npy", "cannot read .*no.npy .*numpy.save"),
+        ({}, tmp_path / "empty.npy", "cannot read .*empty.npy .*numpy.save"),
+        ({}, tmp_path / "several.npy", "cannot read .*several.npy .*numpy.save"),
+        ({"scales": 0.5}, photograph(), "scales 0.5: expected at least one positive number"),
     )
     for options, image, message in mistakes:
         with pytest.raises(KerassegError, match=message) as caught:
             predict_large(model, image, **options)
         assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["no.npy"]
+    assert tree(tmp_path) == before
 
 
 def test_the_windows_that_are_used_by_themselves(model):
@@ -137,6 +180,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")
     scored_network(classes=4).save(root / "model.keras")
     np.save(root / "mosaic.npy", photograph(50, 70))
+    (root / "empty.npy").touch()
     Image.fromarray(photograph(30, 40)).save(root / "photo.png")
     return root
 
@@ -181,6 +225,61 @@ def test_a_photograph_beyond_pillows_limit_is_no_bomb(place, tmp_path, monkeypat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with Image.open(tmp_path / "overlay/photo.png") as picture:
         assert picture.size == (40, 30)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", refusing(errno.ENOSPC))
+    assert run(predict_command, place / "model.keras", place / "mosaic.npy", "--out", tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: No space left on device: {tmp_path}/index/mosaic.npy: free some space there")
+    assert not list((tmp_path / "index").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["index", "color", "overlay", "array"])
+def test_nothing_that_is_read_is_written_over(tmp_path, capsys, kind):
+    path = tmp_path / ("index/photo.npy" if kind == "array" else f"{kind}/photo.png")
+    path.parent.mkdir()
+    if kind == "array":
+        np.save(path, photograph())
+    else:
+        Image.fromarray(photograph()).save(path)
+    before = tree(tmp_path)
+    # There is no such network: nobody opens it.
+    assert run(predict_command, tmp_path / "none.keras", path, "--out", tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: the labels of {path} would be written over {path}: expected another folder as --out"
+    assert tree(tmp_path) == before
+
+
+def test_a_mistake_in_an_array_shows_before_photographs_are_predicted(place, tmp_path, capsys):
+    Run(tmp_path / "run").begin(RECIPES["shapes"].override(crf="deeplab_v1").to_json(), generic_table(list("abcd")))
+    (tmp_path / "run/model.keras").write_bytes((place / "model.keras").read_bytes())
+    photo, mosaic, out = place / "photo.png", place / "mosaic.npy", tmp_path / "out"
+    windows = ("--windows", "20x20", "--window-count", "3")
+    mistakes = {
+        "a CRF connects all pixels": (place / "model.keras", photo, mosaic, "--crf", "deeplab_v1"),
+        "expected none for windows of a large one (--crf none)": (tmp_path / "run", photo, mosaic),
+        "cannot read": (place / "model.keras", photo, place / "empty.npy"),
+        "3 windows of 20 pixels do not cover 70": (place / "model.keras", photo, mosaic, *windows),
+    }
+    for message, given in mistakes.items():
+        assert run(predict_command, *given, "--out", out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line and not out.exists()
+    assert run(predict_command, tmp_path / "run", photo, mosaic, "--out", out, "--crf", "none", "--kinds", "index") == 0
+
+
+def test_windows_are_counted_of_the_output_that_is_chosen(tmp_path, capsys):
+    image = keras.Input((None, None, 3))
+    fine = keras.layers.Conv2D(2, 1)(image)
+    coarse = keras.layers.Conv2DTranspose(3, 32, strides=32)(keras.layers.Conv2D(2, 32, strides=32)(image))
+    keras.Model(image, {"coarse": coarse, "fine": fine}).save(tmp_path / "model.keras")
+    np.save(tmp_path / "mosaic.npy", photograph(200, 40))
+    options = ("--windows", "50x50", "--window-margin", "4", "--out", tmp_path / "out")
+    # Along 200 every 42 pixels: 0, 42, 84, 126, 150; of the coarse one every 32.
+    for output, count in (("fine", 5), ("coarse", 6)):
+        assert run(predict_command, tmp_path / "model.keras", tmp_path / "mosaic.npy", "--output", output, *options) == 0
+        assert f"predicting mosaic.npy {count}/{count}" in capsys.readouterr().out
 
 
 MISTAKES = {

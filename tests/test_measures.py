@@ -73,7 +73,12 @@ def test_an_evaluation_measures_every_image(tolerance):
 
 def test_only_what_is_asked_for_is_measured():
     nothing = {"boundary": None, "trimap": None, "trimap_boundary": "labels", "boundary_f": None, "calibration": None}
-    assert requested(3, (), **nothing) == [] == requested(3, (), **{**nothing, "boundary_f": False})
+    assert requested(3, (), **nothing) == []
+    for no in (False, np.False_):
+        assert requested(3, (), **{**nothing, "boundary_f": no, "calibration": no}) == []
+    for yes in (True, np.True_):
+        contours, confidence = requested(3, (), **{**nothing, "boundary_f": yes, "calibration": yes})
+        assert contours.result().tolerance is None and len(confidence.result().counts) == 15
     for name, value in (("boundary", 7), ("trimap", (1, 2)), ("boundary_f", True), ("calibration", 15)):
         (measure,) = requested(3, (), **{**nothing, name: value})
         assert measure.needs_confidence == (name == "calibration") and measure.result().key == name

@@ -70,6 +70,7 @@ def test_the_learning_rate_keeps_the_total_step():
         (("--momentum", "1"), "momentum 1.0: expected 0 or more and below 1"),
         (("--batch", "0"), "batch size 0: expected a whole number"),
         (("--to-batch", "-1"), "batch size -1: expected a whole number"),
+        (("--momentum", "0.9999999999999999"), "momentum 0.9999999999999999 at batch size 20: at 1 it would be too close to 1"),
     ],
 )
 def test_mistakes_are_one_line(capsys, options, message):
@@ -88,3 +89,4 @@ def test_the_command_prints_and_draws(tmp_path, capsys):
     assert "is about momentum 0.9947 at 1" in text and "times 1.051" in text and "200.00          190.32          190.32" in text
     assert (tmp_path / "momentum.png").read_bytes().startswith(b"\x89PNG")
     assert run(analyze, "momentum", "--momentum", "0", "--batch", "3") == 0
+    assert run(analyze, "momentum", "--batch", 10**11) == 0

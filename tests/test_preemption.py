@@ -94,6 +94,56 @@ def test_the_exit_code_is_143_with_one_line(tmp_path, capsys):
     )
 
 
+UNWOUND = """
+import os, signal, sys
+from kerasseg.cli.running import run_command, start_tensorflow
+from kerasseg.runs import atomic_path
+
+def write(arguments):
+    if "distributed" in arguments:
+        sys.modules["tensorflow"] = None
+        start_tensorflow(distributed=True)
+    with atomic_path("labels.npy") as path:
+        path.write_bytes(b"half")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            if "again" in arguments:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+code = run_command(write)
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "line"), [("once", 143, "stopped by SIGTERM\n"), ("again", -15, ""), ("distributed", -15, "")]
+)
+def test_other_commands_leave_nothing_half_written(tmp_path, how, code, line):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", UNWOUND, how]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, line)
+    # Of several processes that wait for each other, and if asked twice, each ends at once, whatever it does.
+    assert len(list(tmp_path.iterdir())) == (0 if how == "once" else 1)
+
+
+def test_a_handler_of_somebody_else_stays(died):
+    seen = []
+    assert run_command(lambda _: (send(), seen.append(len(died))), []) == 0
+    assert seen == [1]
+
+
+def test_a_command_in_another_thread_installs_nothing(monkeypatch):
+    codes = []
+    monkeypatch.setattr("signal.getsignal", lambda number: signal.SIG_DFL)
+    thread = threading.Thread(target=lambda: codes.append(run_command(lambda _: None, [])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
 def test_the_command_lines_know_it_without_tensorflow():
     code = "import sys, kerasseg.cli.train; print('tensorflow' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

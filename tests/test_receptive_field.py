@@ -9,9 +9,12 @@ from PIL import Image
 
 from kerasseg import KerassegError
 from kerasseg.cli import analyze
+from kerasseg.cli.analyze.receptive_field import _scaled_place
+from kerasseg.crf import MeanField
 from kerasseg.evaluation.analysis import field_picture, influence, mean_influence, valid_field
 from kerasseg.evaluation.analysis.valid_fields import Influence
-from kerasseg.layers import MinimumSize
+from kerasseg.layers import Geometry, MinimumSize
+from kerasseg.models import MODELS
 
 METHODS = ("occlusion", "gradient")
 
@@ -197,6 +200,32 @@ def test_the_command_prints_sizes_and_draws(tmp_path, capsys):
     assert "score" in lines[0] and "at 10,12 of 30x40: valid field as large as a square of" in lines[0] and "theory" in lines[0]
     with Image.open(tmp_path / "out/receptive_field.png") as picture:
         assert picture.height > 3 * 300
+
+
+def test_places_are_those_of_the_photograph_whatever_the_scale():
+    # 61 rows become 30: row 60 lies in the last of them.
+    assert _scaled_place((60, 10), "p.png", (61, 50), 0.5) == [29, 5]
+    assert _scaled_place((60, 49), "p.png", (61, 50), 2.0) == [121, 99]
+    assert _scaled_place(None, "p.png", (61, 50), 0.5) is None
+    with pytest.raises(KerassegError, match="--at 61,10: p.png has 61x50 pixels"):
+        _scaled_place((61, 10), "p.png", (61, 50), 0.5)
+
+
+def test_places_without_a_score_are_refused():
+    # Its scores begin at pixel 186.
+    model = MODELS["dilation_frontend"](3, width_multiplier=1 / 16, margin=None)
+    with pytest.raises(KerassegError, match="gives no scores for the outer 186 pixels"):
+        influence(model, photograph(388, 388), (5, 5), method="gradient")
+
+
+def test_behind_a_crf_every_pixel_counts():
+    image = keras.Input((None, None, 3))
+    scores = keras.layers.Conv2D(3, 1)(image)
+    refined = MeanField(2)([scores, image])
+    assert Geometry().receptive_field(scores) == (1, 1)
+    assert Geometry().receptive_field(refined) == (None, None)
+    # It is aligned with the image all the same.
+    assert Geometry().coordinate_map(refined) == (1, 0)
 
 
 MISTAKES = {

@@ -17,9 +17,10 @@ import PIL.Image
 import pytest
 from inference_helpers import LABELS, Data
 
-from kerasseg.evaluation import Evaluation, ImageScore, Inference, write_report
-from kerasseg.evaluation.figures import PICTURE_WIDTH, error_picture, label_picture, matrix_picture
-from kerasseg.evaluation.page import write_comparison, write_page
+from kerasseg.evaluation import Evaluation, ImageScore, write_report
+from kerasseg.evaluation.comparison_page import write_comparison
+from kerasseg.evaluation.figures import PICTURE_WIDTH, error_picture, label_picture, matrix_picture, run_color
+from kerasseg.evaluation.page import write_page
 from kerasseg.labels import IGNORE, IGNORE_COLOR
 from kerasseg.metrics import class_counts, confusion_matrix, scores
 
@@ -98,7 +99,13 @@ FULL = {
         "frequency_weighted_iou": [0.504, 0.586],
         "per_class_iou": [[0.905, 0.925], [0.306, 0.344], None],
     },
-    "groups": {"classes": ["flat", "beasts"], "mean_iou": 0.4567, "pixel_accuracy": 0.9678, "per_class_iou": [0.1789, None]}
+    "groups": {
+        "classes": ["flat", "beasts"],
+        "excluded": ["beasts"],
+        "mean_iou": 0.4567,
+        "pixel_accuracy": 0.9678,
+        "per_class_iou": [0.1789, None],
+    }
     | {"per_class_accuracy": [0.2891, None], "confusion_matrix": [[1, 0], [0, 0]]},
     "boundary": {"distance": 7.0, "boundary": {"num_pixels": 9, "pixel_accuracy": 0.3912, "mean_iou": 0.1023}}
     | {"internal": {"num_pixels": 91, "pixel_accuracy": 0.9934, "mean_iou": None}},
@@ -141,9 +148,9 @@ def test_templates_are_found_as_package_data():
 
 def test_a_page_shows_every_figure(full):
     expected = """fcn8s on three, val|1,234 images|100 labelled pixels|81.23|72.34|63.45|54.56|[80.1, 82.9]|[70.2, 74.8]
-        |[60.3, 66.7]|[50.4, 58.6]|scales 0.5, 1.25; mirrored too; method tiles (size 65×129)
+        |[60.3, 66.7]|[50.4, 58.6]|Network run at scales 0.5, 1.25; mirrored too; method tiles (size 65×129).
         |Left out of the means over classes: ground.|91.11|32.22|83.33|64.44|[90.5, 92.5]|[30.6, 34.4]|70.00|30.00
-        |flat|beasts|45.67|96.78|17.89|28.91|up to 7 px from a boundary|39.12|10.23|99.34
+        |flat|beasts (in no mean)|45.67|96.78|17.89|28.91|up to 7 px from a boundary|39.12|10.23|99.34
         |within 0.75 % of the diagonal|50.45 %|41.56|52.67|3.78 %|84.89 %|12.34|9.87|1.65|100.21|95 % of 777 draws
         |12.12|85.7|16.7|ignored"""
     missing = [words.strip() for words in expected.split("|") if words.strip() not in full.text]
@@ -271,6 +278,48 @@ def test_a_comparison_shows_every_run(tmp_path):
     assert not [word for word in ("Differences", "<svg", "images a second") if word in (tmp_path / "page.html").read_text("utf-8")]
 
 
+def test_a_comparison_says_how_each_network_was_run(tmp_path):
+    crf = {"name": "deeplab_v1", "theta_alpha": 49.0}
+    second = report(inference={"scales": [1.0], "flip": False, "method": {"name": "whole_image"}, "crf": crf})
+    write_comparison(tmp_path / "page.html", {"one": report(), "two": second, "three": report(inference=None)})
+    ways = ("scales 0.5, 1.25; mirrored too; method tiles (size 65×129)", "scale 1; crf deeplab v1 (theta alpha 49)", "–")
+    assert f"run at {' '.join(ways)} Classes" in Page(tmp_path / "page.html").text
+
+
+def test_a_comparison_says_why_there_is_no_difference(tmp_path):
+    path, third = tmp_path / "page.html", report(classes=("ground", "cow"), matrix=np.eye(2, dtype=int))
+    reports = {"one": report(), "two": report(excluded=[_BAD]), "three": third}
+    write_comparison(path, reports, reasons=[f"two - one: no difference, since {_BAD}"])
+    page = Page(path)
+    assert f"Differences on the same images two - one: no difference, since {_BAD}" in page.text and "interval" not in page.text
+    # Classes that only some leave out are said with these.
+    assert f"left out of means ground {_BAD} ground" in page.text and "in no mean" not in page.text
+    # The third has no dog.
+    write_comparison(path, {"one": report(excluded=["dog"]), "two": report(excluded=["dog"]), "three": {**third, "excluded": []}})
+    text = Page(path).text
+    assert text.count("in no mean") == text.count("dog (in no mean)") == 1
+    assert "left out of means" not in text and "Differences" not in text
+
+
+BANDS = [{"width": width, "num_pixels": 3, "mean_iou": 0.1 * width, "pixel_accuracy": 0.5} for width in (1, 2)]
+
+
+@pytest.mark.parametrize("part", [{"trimap": {"boundary": "labels", "bands": BANDS}}, {"calibration": FULL["calibration"]}])
+def test_curves_have_the_colours_of_their_runs(tmp_path, part):
+    names, path = ["one", "_two", "$three$", r"$\foo$"], tmp_path / "page.html"
+    # The first has none, which moves no colour; one that is left alone is named as well.
+    for shown in (names[:2], names):
+        write_comparison(path, {name: report(**(part if name != "one" else {})) for name in shown})
+        source = path.read_text("utf-8")
+        legend = dict(re.findall(r'background:(#\w+)"></span><span>([^<]*)', source)[: len(shown)])
+        assert legend == {run_color(place): name for place, name in enumerate(shown)}
+        curves = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
+        for curve in curves:
+            assert set(re.findall(r"stroke: (#\w+)", curve)) & set(legend) == set(legend) - {run_color(0)}
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", "".join(curves))
+        assert [text for text in texts if text in names] == shown[1:] * len(curves)
+
+
 def evaluation():
     data = Data(2)
     predictions = [np.full(example.label.shape, 1, np.int32) for example in data.examples]
@@ -286,7 +335,7 @@ def evaluation():
 def test_a_report_is_whole(tmp_path):
     found, triples = evaluation()
     triples[1][0].label = {"other": None, "semantic": triples[1][0].label}
-    found = dataclasses.replace(found, inference=Inference(output="semantic"))
+    found = dataclasses.replace(found, task="semantic")
     write_report(tmp_path, found, [triple[:2] for triple in triples], [("worst", triples[:1]), ("best", triples[1:])])
     assert sorted(os.listdir(tmp_path)) == ["counts.npz", "pictures.png", "report.html", "scores.json", "scores.txt"]
     assert json.loads((tmp_path / "scores.json").read_text("utf-8")) == found.to_json()

@@ -142,3 +142,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(place, tmp_path, capsys, model
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
     assert tree(place) == before and not list(tmp_path.iterdir())
+
+
+def test_a_photograph_that_lies_where_its_labels_belong_is_not_written_over(place, tmp_path, capsys):
+    path = tmp_path / VOC
+    path.parent.mkdir(parents=True)
+    Image.fromarray(photograph()).save(path)
+    before = tree(tmp_path)
+    assert run(command, place / "voc.keras", path, "--out", tmp_path, "--submission", "voc") == 2
+    assert f"error: the labels of {path} would be written over {path}: expected" in capsys.readouterr().err
+    assert tree(tmp_path) == before

@@ -153,9 +153,14 @@ def test_wrong_widths_are_refused_before_anything_is_run():
 
 def test_curves_of_several_runs_lie_in_one_picture(tmp_path):
     matrices = np.array([[[3, 1], [0, 2]], [[9, 1], [0, 9]]])
-    trimaps = {name: Trimap((1.0, 2.0), "labels", matrices + i) for i, name in enumerate(("plain", "with a CRF"))}
+    trimaps = {name: Trimap((1.0, 2.0), "labels", matrices + i) for i, name in enumerate(("_plain", r"with a $\CRF$"))}
     draw_trimaps(trimaps, tmp_path / "curve.png")
     pixels = np.asarray(PIL.Image.open(tmp_path / "curve.png").convert("RGB")).reshape(-1, 3)
     # matplotlib's first two colours.
     for color in ((31, 119, 180), (255, 127, 14)):
         assert (pixels == color).all(1).sum() > 100
+    # Names stand in the legend as they are, whatever they begin with or hold.
+    named, blank = pixels, {" " * (1 + i): trimap for i, trimap in enumerate(trimaps.values())}
+    draw_trimaps(blank, tmp_path / "blank.png")
+    without = np.asarray(PIL.Image.open(tmp_path / "blank.png").convert("RGB")).reshape(-1, 3)
+    assert (named < 100).all(1).sum() > (without < 100).all(1).sum() + 100

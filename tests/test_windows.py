@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import keras
 import numpy as np
 import pytest
 from helpers import images
@@ -112,6 +113,40 @@ def test_windows_give_what_the_whole_image_gives(name):
     # Off the network's grid they are not the same, nor with too small a margin.
     for other in (Windows(method.size, margin=margin, grid=1, overlap=2 * margin + 3), Windows(method.size, margin=8)):
         assert np.abs(probabilities(network, image, method=other) - whole).max() > 1e-3
+
+
+def two_scales():
+    """Layers that are used twice: on the image, and on half of it."""
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 255)(image)
+    down, up = keras.layers.Conv2D(4, 4, strides=4), keras.layers.Conv2DTranspose(3, 4, strides=4)
+    # In this order: what a layer is first used on is all that it tells of itself.
+    whole = up(down(x))
+    half = keras.layers.UpSampling2D(2)(up(down(keras.layers.AveragePooling2D(2)(x))))
+    return keras.Model(image, keras.layers.Add()([whole, half]))
+
+
+def nested():
+    """A network as a layer; its own tensors are those of another graph."""
+    inner, image = keras.Input((None, None, 3)), keras.Input((None, None, 3))
+    body = keras.Model(inner, keras.layers.Conv2D(4, 8, strides=8)(inner), name="body")
+    return keras.Model(image, keras.layers.Conv2DTranspose(3, 8, strides=8)(body(keras.layers.Rescaling(1 / 255)(image))))
+
+
+def in_a_row():
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 8, strides=8), keras.layers.Conv2DTranspose(3, 8, strides=8)]
+    return keras.Sequential([keras.Input((None, None, 3)), *layers])
+
+
+@pytest.mark.parametrize("make", [two_scales, nested, in_a_row])
+def test_the_grid_of_a_network_is_that_of_all_its_own_maps(make):
+    keras.utils.set_random_seed(1)
+    network, image = make(), photograph(192, 64)
+    assert network_grid(network) == 8
+    whole = probabilities(network, image)
+    found, off = (probabilities(network, image, method=Windows((56, 56), margin=10, grid=grid)) for grid in (None, 4))
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    assert np.abs(off - whole).max() > 1e-3
 
 
 def test_windows_on_a_grid_begin_at_its_multiples():

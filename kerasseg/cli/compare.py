@@ -44,9 +44,10 @@ def run(arguments: Sequence[str]) -> None:
 
 def write_page(path, comparison) -> None:
     """Writes the page of a comparison, and says where it is."""
-    from kerasseg.evaluation.page import write_comparison
+    from kerasseg.evaluation.comparison_page import write_comparison
 
-    write_comparison(path, {report.name: report.scores for report in comparison.reports}, list(comparison.differences))
+    reports = {report.name: report.scores for report in comparison.reports}
+    write_comparison(path, reports, comparison.differences, comparison.reasons)
     print(f"page: {path}")
 
 

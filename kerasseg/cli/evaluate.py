@@ -56,11 +56,11 @@ def run(arguments: Sequence[str]) -> None:
         scoring["batch_size"] = options.batch_size or replicas
         opened = open_run_or_model(options.model, options.output_stride)
         second = _second(opened, options)
-    data, split = _open_data(opened, options)
+    data, name, split = _open_data(opened, options)
     networks = [opened] if second is None else [opened, second]
     inferences = [chosen_inference(each, options, functools.partial(search_for, each, options)) for each in networks]
     names, evaluations = _names(networks), []
-    folders = _folders(networks, names, split, options)
+    folders = _folders(networks, names, name, split, options)
     for opened, inference, folder in zip(networks, inferences, folders, strict=True):
         if evaluations:
             print(f"\nagainst {opened.path}:")
@@ -116,7 +116,7 @@ def _open_data(opened: Opened, options):
 
     name, data_dir, same = chosen_data(opened, options)
     split = options.split or (opened.recipe.validation_split if same else None) or "val"
-    return open_data(name, data_dir, split), split
+    return open_data(name, data_dir, split), name, split
 
 
 def _evaluate(opened: Opened, inference, data, split: str, options, scoring: dict):
@@ -162,15 +162,19 @@ def _write(opened: Opened, data, evaluation, directory: Path, options) -> None:
 
 
 def _names(networks: Sequence[Opened]) -> list[str]:
-    """What to call the networks: their last names, or else their paths."""
-    roots = [_root(each) for each in networks]
-    return [root.name for root in roots] if len({root.name for root in roots}) == len(roots) else list(map(str, roots))
+    """What to call the networks: their last names, or what tells them apart."""
+    from kerasseg.evaluation.comparison import distinct_names
+
+    # Of the folder that one is in, "." would be no name.
+    roots = [_root(each).resolve() for each in networks]
+    longer = [f"{root.parent.name}/{root.name}" for root in roots]
+    return distinct_names([root.name for root in roots], longer, [each.path.resolve() for each in networks])
 
 
-def _folders(networks: Sequence[Opened], names: Sequence[str], split: str, options) -> list[Path]:
+def _folders(networks: Sequence[Opened], names: Sequence[str], data: str, split: str, options) -> list[Path]:
     """Where the reports go: with the networks, or all together."""
     if not options.report:
-        return [_report_path(each, split, options) for each in networks]
+        return [_report_path(each, data, split, options) for each in networks]
     return [Path(options.report), *(Path(options.report) / f"against-{as_name(name)}" for name in names[1:])]
 
 
@@ -184,9 +188,10 @@ def _compare(names: Sequence[str], evaluations: Sequence, directory: Path) -> No
     write_page(directory / f"against-{as_name(names[1])}.html", comparison)
 
 
-def _report_path(opened: Opened, split: str, options) -> Path:
-    """One folder for each way of evaluating, so that none overwrites another."""
-    name = split + inference_name(options) + scoring_name(options)
+def _report_path(opened: Opened, data: str, split: str, options) -> Path:
+    """One folder for each way of evaluating, so that none overwrites another; other data than the run's are part of its name."""
+    own = opened.recipe is not None and opened.recipe.data == data
+    name = ("" if own else f"{as_name(data)}-") + split + inference_name(options) + scoring_name(options)
     name += f"-first-{options.limit}" if options.limit else ""
     return _root(opened) / "report" / name
 

@@ -1,7 +1,6 @@
 """`tools/inspect_model.py`: a network's layers as a table."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from kerasseg.cli.networks import (
     shown_pair,
 )
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
-from kerasseg.errors import KerassegError
+from kerasseg.cli.values import check_json
 from kerasseg.runs import write_json
 
 
@@ -40,8 +39,7 @@ def run(arguments: Sequence[str]) -> list:
         KerassegError: If the arguments cannot be followed.
     """
     options = parser().parse_args(arguments)
-    if options.json is not None and os.path.isdir(options.json):
-        raise KerassegError(f"--json {options.json}: expected a file, received a folder: pass --json {options.json}/table.json")
+    check_json(options.json, "table.json")
     saved = saved_network(options)
     start_tensorflow()
     from kerasseg.evaluation.analysis.layer_table import at_size, layer_table, table_totals, without_weights

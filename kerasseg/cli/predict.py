@@ -60,6 +60,7 @@ def run(arguments: Sequence[str]) -> None:
     photographs = [(path, name) for path, name in images if path.suffix.lower() != ARRAY_SUFFIX]
     arrays = [(path, name) for path, name in images if path.suffix.lower() == ARRAY_SUFFIX]
     _check_arrays(arrays, options)
+    _check_apart(images, _written(photographs, arrays, options))
     opened = open_run_or_model(options.model, options.output_stride)
     from kerasseg.evaluation.running import selected_output
 
@@ -68,8 +69,14 @@ def run(arguments: Sequence[str]) -> None:
     inference.method.check_names([name.as_posix() for _, name in photographs])
     if options.submission:
         from kerasseg.evaluation import check_submission
+        from kerasseg.evaluation.submission import submission_path
 
         check_submission(options.submission, labels, [name.name for _, name in photographs])
+        sent = {submission_path(options.out, options.submission, name.name): path for path, name in photographs}
+        _check_apart(images, sent)
+    for path, _ in arrays:
+        # Before the photographs, which may take hours.
+        _opened_array(opened.model, path, inference, options)
     if photographs:
         _predict_photographs(opened.model, photographs, inference, labels, options)
     for path, name in arrays:
@@ -89,16 +96,48 @@ def _check_arrays(arrays, options) -> None:
         raise KerassegError(f"{path}: an array is read in windows, expected --windows, such as --windows 512x512, or nothing")
 
 
+def _check_apart(images, written: dict[Path, Path]) -> None:
+    """Refuses to write over what is read.
+
+    Args:
+        images: Pairs of a file that is read and the name of its masks.
+        written: File that is written → the one that it is of.
+    Raises:
+        KerassegError: If a file is both.
+    """
+    read = {path.resolve(): path for path, _ in images}
+    for out, path in written.items():
+        if out.resolve() in read:
+            raise KerassegError(
+                f"the labels of {path} would be written over {read[out.resolve()]}: expected another folder as --out"
+            )
+
+
+def _written(photographs, arrays, options) -> dict[Path, Path]:
+    """What is written of each file, but for what a benchmark's server is sent."""
+    masks = {_mask_path(Path(options.out), kind, name): path for path, name in photographs for kind in _kinds(options)}
+    return masks | {_array_path(name, options): path for path, name in arrays}
+
+
+def _mask_path(out: Path, kind: str, name: Path) -> Path:
+    return out / kind / name.parent / f"{name.name}.png"
+
+
+def _array_path(name: Path, options) -> Path:
+    return Path(options.out) / "index" / f"{name}{ARRAY_SUFFIX}"
+
+
 def _kinds(options) -> Sequence[str]:
     return options.kinds or (() if options.submission else KINDS)
 
 
 def _predict_photographs(model, photographs, inference, labels, options) -> None:
+    from kerasseg.data import decode_image
     from kerasseg.evaluation import predict_with_classes, write_submission
 
     with Progress("predicting", len(photographs), unit="images") as progress:
         for done, (path, name) in enumerate(photographs, start=1):
-            image = _decoded(path)
+            image = decode_image(path)
             label = predict_with_classes(model, image, inference, name.as_posix()).classes
             _write(Path(options.out), name, image, label, labels, _kinds(options))
             if options.submission:
@@ -106,29 +145,29 @@ def _predict_photographs(model, photographs, inference, labels, options) -> None
             progress.update(done)
 
 
+def _opened_array(model, path: Path, inference, options):
+    """An array, the windows on it, and their number.
+
+    Raises:
+        KerassegError: If it is none, or cannot be labelled so.
+    """
+    from kerasseg.evaluation import LARGE_WINDOWS
+    from kerasseg.evaluation.large import check_no_crf, open_image
+    from kerasseg.evaluation.running import selected_output
+
+    check_no_crf(inference.crf)
+    image, windows = open_image(path), inference.method if options.windows is not None else LARGE_WINDOWS
+    return image, windows, windows.num_windows(image.shape[:2], windows.grid_of(selected_output(model, inference.output)))
+
+
 def _predict_array(model, path: Path, name: Path, inference, options) -> None:
-    from kerasseg.evaluation import LARGE_WINDOWS, predict_large
-    from kerasseg.evaluation.large import open_image
+    from kerasseg.evaluation import predict_large
 
     settings = {key: getattr(inference, key) for key in ("scales", "flip", "fusion", "output", "crf")}
-    windows = inference.method if options.windows is not None else LARGE_WINDOWS
-    image, out = open_image(path), Path(options.out) / "index" / f"{name}{ARRAY_SUFFIX}"
-    total = windows.num_windows(image.shape[:2], windows.grid_of(model))
+    image, windows, total = _opened_array(model, path, inference, options)
     with Progress(f"predicting {path.name}", total, unit="windows") as progress:
+        out = _array_path(name, options)
         predict_large(model, image, out, windows=windows, progress=lambda done, _: progress.update(done), **settings)
-
-
-def _decoded(path: Path):
-    """Reads a photograph of any size: Pillow warns of large ones, as of bombs, but these are the user's own."""
-    from PIL import Image
-
-    from kerasseg.data import decode_image
-
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return decode_image(path)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _images(paths: Sequence[str]):
@@ -175,7 +214,7 @@ def _write(out: Path, name: Path, image, label, labels, kinds: Sequence[str]) ->
         ),
     }
     for kind in kinds:
-        with atomic_path(out / kind / name.parent / f"{name.name}.png") as temporary:
+        with atomic_path(_mask_path(out, kind, name)) as temporary:
             makers[kind]().save(temporary, format="PNG")
 
 

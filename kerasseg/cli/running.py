@@ -3,7 +3,9 @@
 import argparse
 import errno
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -36,6 +38,10 @@ _REMEDIES = {
 }
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -56,10 +62,13 @@ def start_tensorflow(*, distributed: bool = False) -> None:
 
     Args:
         distributed: Whether it will work with other processes or a TPU. It then prints pages about one that is gone, besides the
-            exception that says so; only what ends the process is left of them.
+            exception that says so; only what ends the process is left of them. SIGTERM ends the process at once again: waiting for
+            others in a call that never returns, Python would not get to see it.
     Raises:
         KerassegError: If it is not installed.
     """
+    if distributed and _is_main_thread() and signal.getsignal(signal.SIGTERM) is _unwind:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if distributed and os.environ.get("TF_CPP_MIN_LOG_LEVEL") == _LEVEL:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if "tensorflow" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
@@ -83,13 +92,14 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         command: Function of the argument list.
         arguments: The command line without the program's name; `sys.argv`'s by default.
     Returns:
-        Exit code: 0; 2 after an error that the user can mend; 130 after Ctrl-C; 143 after SIGTERM, where training saved its state.
+        Exit code: 0; 2 after an error that the user can mend; 130 after Ctrl-C; 143 after SIGTERM, where training saved its state
+        and nothing half-written is left.
     """
     # The user's own choice wins; left alone, TensorFlow prints a page of notices about the machine.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _LEVEL)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _one_line_warnings():
+        with _one_line_warnings(), _unwound_by_sigterm():
             command(arguments)
     except (KerassegError, OSError) as error:
         # A disk that is full, a file where a folder should be: the user can mend them as well as a mistake.
@@ -101,10 +111,39 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return 143
+    except _Terminated:
+        print("stopped by SIGTERM", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _unwound_by_sigterm():
+    """Lets SIGTERM remove what is half-written, as Ctrl-C does, unless something else was installed; a second one kills at once.
+
+    Training enters its own handler inside, which comes first (`kerasseg.training.preemption`).
+    """
+    # Only the main thread gets signals.
+    ours = _is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _unwind)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _unwind(number, frame) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise _Terminated
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager

@@ -127,7 +127,8 @@ def scoring_name(options) -> str:
     name = "-full" if options.full_report else ""
     name += f"-excluding-{as_name(options.exclude)}" if options.exclude is not None else ""
     name += f"-boundary-{options.boundary:g}" if options.boundary is not None else ""
-    name += f"-trimap-{as_name(options.trimap)}" if options.trimap is not None else ""
+    # 1,4 are two widths, 1:4 are four.
+    name += f"-trimap-{as_name(options.trimap.replace(':', 'to'))}" if options.trimap is not None else ""
     name += f"-{options.trimap_boundary}" if options.trimap_boundary else ""
     if options.boundary_f is not None:
         name += "-boundary-f" + ("" if options.boundary_f is True else f"-{options.boundary_f:g}")

@@ -1,6 +1,7 @@
-"""Several numbers in one option."""
+"""Options of several numbers, and of files."""
 
 import math
+import os
 
 from kerasseg.errors import KerassegError
 
@@ -31,3 +32,16 @@ def parse_values(text: str, option: str, example: str) -> tuple[float, ...]:
     if not values or len(values) > _MOST or not all(map(math.isfinite, values)) or list(values) != sorted(set(values)):
         raise KerassegError(f"{option} {text}: expected up to {_MOST} ascending numbers, such as {example}")
     return values
+
+
+def check_json(path: str | None, name: str) -> None:
+    """Refuses, before any work, a --json that is a folder.
+
+    Args:
+        path: The file, or `None`.
+        name: What to call a file in that folder.
+    Raises:
+        KerassegError: If it is one.
+    """
+    if path is not None and os.path.isdir(path):
+        raise KerassegError(f"--json {path}: expected a file, received a folder: pass --json {path}/{name}")

@@ -136,11 +136,12 @@ class MeanField(keras.layers.Layer):
         return tuple(input_shape[0])
 
     def coordinate_map(self):
-        """Cell for cell, though every pixel is connected with all others."""
+        """Cell for cell, though every pixel is connected with all others, as `sees_everything` says."""
         return 1, 0
 
     # The image only steers.
     aligned_inputs = 1
+    sees_everything = True
 
     def get_config(self):
         names = ("iterations", "theta_alpha", "theta_beta", "theta_gamma", "normalization", "method", "training_iterations")

@@ -1,5 +1,7 @@
 """Files → arrays: uint8 RGB images and int32 label maps."""
 
+import threading
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -11,19 +13,34 @@ from kerasseg.labels import IGNORE, LabelTable
 # Index files hold 8 or 16 bits; Cityscapes' -1 is the only value below.
 _FIRST_VALUE, _LAST_VALUE = -1, 65535
 _LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+# Pillow's limit is one for all threads. What it was is first here; of the others that decode at the same time there are Nones.
+_LIMITS, _LOCK = [], threading.Lock()
+
+
+@contextmanager
+def any_size():
+    """Lifts Pillow's limit to the pixels of a file, against bombs of strangers: these are the user's own."""
+    with _LOCK:
+        _LIMITS.append(Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _LOCK:
+            Image.MAX_IMAGE_PIXELS = _LIMITS.pop()
 
 
 def _open(path) -> Image.Image:
     """Decodes a file as a whole and turns it upright."""
     try:
-        with Image.open(path) as image:
+        with any_size(), Image.open(path) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
             upright.format = image.format
             return upright
     except FileNotFoundError:
         raise KerassegError(f"no such file: {path}; check the data folder and the list that names it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         # PIL reports broken chunks as SyntaxError and some broken headers as ValueError.
         reason = " ".join(str(error).split())
         raise KerassegError(f"cannot decode {path} ({reason}): expected a whole JPEG or PNG; copy the file again") from error

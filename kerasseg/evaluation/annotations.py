@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from kerasseg.data.decode import any_size
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE
 from kerasseg.runs import atomic_path
@@ -92,12 +93,12 @@ def read_annotation(path, unknown="auto") -> Annotation:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as file:
+        with any_size(), Image.open(path) as file:
             file.load()
             kind, picture = file.format, ImageOps.exif_transpose(file)
     except FileNotFoundError:
         raise KerassegError(f"no such mask: {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise KerassegError(f"cannot decode mask {path} ({' '.join(str(error).split())}): expected a whole PNG") from error
     if kind not in _LOSSLESS:
         raise KerassegError(f"mask {path} is a {kind} file, which does not keep values exactly: save it as PNG")

@@ -1,8 +1,7 @@
 """Reports of evaluations side by side, and whether their scores differ by more than chance."""
 
 import dataclasses
-import json
-import zipfile
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ import numpy as np
 
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.measures.base import percent
+from kerasseg.evaluation.reading import read_counts, read_scores
+from kerasseg.evaluation.rendering import inference_text
 from kerasseg.evaluation.results import LEVEL, REPLICATES, Evaluation
 from kerasseg.metrics import SCORES, paired_bootstrap
-
-_LISTS = ("classes", "excluded", "per_class_iou", "images")
-# Whatever a damaged file makes np.load raise.
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +42,12 @@ class Report:
         """Reads `scores.json` and, if it is there, `counts.npz`.
 
         Raises:
-            KerassegError: If one is damaged, or from before reports could be compared.
+            KerassegError: If one is damaged, or from before reports could be compared, or they are of two evaluations.
         """
         folder = Path(folder)
-        found, counts = _read_scores(folder / "scores.json"), None
-        ids = tuple(image["id"] for image in found["images"])
-        if (folder / "counts.npz").is_file():
-            ids, counts = _read_counts(folder / "counts.npz", len(found["classes"]))
-        return cls(name, found, ids, counts)
+        found, file = read_scores(folder / "scores.json"), folder / "counts.npz"
+        counts = read_counts(file, found) if file.is_file() else None
+        return cls(name, found, tuple(image["id"] for image in found["images"]), counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +58,20 @@ class Comparison:
         reports: In the order in which they are shown; no two of one name.
         differences: For each other report and score: `a` and `b`, the names; `score`; `difference`, a's score less b's, 0–1;
             `low` and `high`, its 95 % interval; `p_value`.
-        reasons: Why there is no difference, for each pair that has none.
+        reasons: Why there is no difference, for each pair that has none, or lacks that of a score.
+        baseline: Which of the reports the others are compared with.
     """
 
     reports: tuple[Report, ...]
     differences: tuple[dict, ...]
     reasons: tuple[str, ...]
+    baseline: int = 0
 
     def table(self) -> str:
-        """Scores with intervals and the IoU of each class, in percent, the best marked by `*`; then the differences."""
+        """Scores with intervals and the IoU of each class, in percent, the best marked by `*`; then the differences.
+
+        Between them a line for each network that was run otherwise than the baseline.
+        """
         names = [report.name for report in self.reports]
         rows = [("", names), *((name, self._cells(name)) for name in SCORES), ("", [""] * len(names))]
         rows += [("IoU %", [""] * len(names)), *((name, self._class_cells(name)) for name in self._classes())]
@@ -81,13 +81,21 @@ class Comparison:
             f"{head:<{width}}  " + "  ".join(f"{cell:<{size}}" for cell, size in zip(cells, widths, strict=True))
             for head, cells in rows
         ]
-        return "\n".join(line.rstrip() for line in [*lines, "", *self._difference_lines()])
+        return "\n".join(line.rstrip() for line in [*lines, *self._inference_lines(), "", *self._difference_lines()])
+
+    def _inference_lines(self) -> list[str]:
+        """What each network that was run otherwise than the baseline was run at."""
+        one = self.reports[self.baseline]
+        ways = {report.name: inference_text(report.scores.get("inference")) or "not known" for report in self.reports}
+        others = [name for name, way in ways.items() if way != ways[one.name]]
+        lines = [f"{name} run at: {ways[name]}; {one.name} at: {ways[one.name]}" for name in others]
+        return ["", *lines] if lines else []
 
     def _cells(self, score: str) -> list[str]:
         best, cells = _best([report.scores[score] for report in self.reports]), []
         for report in self.reports:
             interval = report.scores.get("intervals", {}).get(score)
-            ends = f" ({_percent(interval[0])} to {_percent(interval[1])})" if interval else ""
+            ends = f" ({_percent(interval[0])} to {_percent(interval[1])})" if interval and None not in interval else ""
             cells.append(f"{_marked(report.scores[score], best)}{ends}")
         return cells
 
@@ -130,13 +138,24 @@ def compare(reports: Sequence[Report], baseline: int = 0, names: Sequence[str] =
         reason = _obstacle(other, one)
         if reason is None:
             try:
-                found = _paired(other, one)
-                differences += [{"a": other.name, "b": one.name, "score": name, **found[name]._asdict()} for name in names]
+                known, unknown = _told(other, one, names)
+                differences, reasons = differences + known, reasons + unknown
             except KerassegError as error:
                 reason = str(error)
         if reason is not None:
             reasons.append(f"{other.name} - {one.name}: no difference, since {reason}")
-    return Comparison(tuple(reports), tuple(differences), tuple(reasons))
+    return Comparison(tuple(reports), tuple(differences), tuple(reasons), baseline)
+
+
+def _told(a: Report, b: Report, names: Sequence[str]) -> tuple[list[dict], list[str]]:
+    """The differences of a pair, and why the others are not there."""
+    found, known, reasons = _paired(a, b), [], []
+    for name in names:
+        if math.isnan(found[name].difference) or math.isnan(found[name].low):
+            reasons.append(f"{a.name} - {b.name}: {name} is not known for both")
+        else:
+            known.append({"a": a.name, "b": b.name, "score": name, **found[name]._asdict()})
+    return known, reasons
 
 
 def _obstacle(a: Report, b: Report) -> str | None:
@@ -190,7 +209,7 @@ def find_report(path, split: str | None = None) -> Path:
     found = sorted(file.parent for file in [*root.glob("scores.json"), *root.glob("*/scores.json")])
     if split is not None:
         named = [folder for folder in found if folder.name == split]
-        found = named or [folder for folder in found if _read_scores(folder / "scores.json").get("split") == split]
+        found = named or [folder for folder in found if read_scores(folder / "scores.json").get("split") == split]
     of_split = "" if split is None else f" of split '{split}'"
     if not found:
         again = "" if split is None else f" --split {split}"
@@ -209,43 +228,18 @@ def report_names(folders: Sequence[Path]) -> list[str]:
         KerassegError: If a folder is given twice.
     """
     folders = [folder.resolve() for folder in folders]
-    short = [folder.parents[1].name if folder.parent.name == "report" else folder.name for folder in folders]
-    longer = [
-        f"{folder.parents[1].name}/{folder.name}" if folder.parent.name == "report" else f"{folder.parent.name}/{folder.name}"
-        for folder in folders
-    ]
-    for names in (short, longer, list(map(str, folders))):
-        if len(set(names)) == len(names):
-            return names
+    above = [folder.parents[1] if folder.parent.name == "report" else folder.parent for folder in folders]
+    short = [run.name if folder.parent.name == "report" else folder.name for run, folder in zip(above, folders, strict=True)]
+    names = distinct_names(short, [f"{run.name}/{folder.name}" for run, folder in zip(above, folders, strict=True)], folders)
+    if names:
+        return names
     twice = next(folder for folder in folders if folders.count(folder) > 1)
     raise KerassegError(f"report {twice} is given twice: expected different ones")
 
 
-def _read_scores(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise KerassegError(f"cannot read {path}: {error}; evaluate again") from error
-    if not isinstance(found, dict):
-        found = {}
-    # Written before classes could be left out.
-    found.setdefault("excluded", [])
-    wanted = {**dict.fromkeys(_LISTS, list), **{name: (float, int, type(None)) for name in SCORES}}
-    wrong = [name for name, kind in wanted.items() if name not in found or not isinstance(found[name], kind)]
-    if wrong or len(found["classes"]) != len(found["per_class_iou"]):
-        raise KerassegError(f"{path} is not what evaluate.py writes ({', '.join(wrong) or 'per_class_iou'}): evaluate again")
-    return found
-
-
-def _read_counts(path: Path, num_classes: int) -> tuple[tuple[str, ...], np.ndarray]:
-    try:
-        with np.load(path) as file:
-            ids, counts = file["ids"], file["counts"]
-    except _DAMAGED as error:
-        raise KerassegError(f"cannot read {path}: {type(error).__name__}: {error}; evaluate again") from error
-    if ids.ndim != 1 or counts.shape != (len(ids), 3, num_classes) or counts.dtype.kind not in "iu":
-        raise KerassegError(f"{path} holds counts of shape {counts.shape}: expected ({len(ids)}, 3, {num_classes}); evaluate again")
-    return tuple(map(str, ids)), counts
+def distinct_names(*choices: Sequence) -> list[str]:
+    """Picks the first list of names of which no two are alike; an empty one if there is none."""
+    return next((list(map(str, names)) for names in choices if len(set(map(str, names))) == len(names)), [])
 
 
 def _best(values) -> float | None:

@@ -29,7 +29,7 @@ def evaluate(
     trimap: Sequence[float] | None = None,
     trimap_boundary: str = "labels",
     boundary_f: bool | float | None = None,
-    calibration: int | None = None,
+    calibration: bool | int | None = None,
     exclude: Sequence[str] | None = None,
     batch_size: int = 1,
     measures: Sequence[Measure] = (),
@@ -51,8 +51,7 @@ def evaluate(
         trimap_boundary: What the boundaries are, one of `kerasseg.metrics.TRIMAP_BOUNDARIES`.
         boundary_f: Whether to measure the boundary F of contours: `True`, within 0.75 % of the diagonal; or within how many
             pixels; `None`: not.
-        calibration: Into how many bins of confidence to sort the pixels; `None`: not at
-            all, which spares a softmax.
+        calibration: Into how many bins of confidence to sort the pixels; `True`: 15; `None`: not at all, which spares a softmax.
         exclude: Names of classes to leave out of the means over classes; `None`: those that the label table calls absent.
         batch_size: How many pictures of one size the network gets at once. The scores are the same whatever it is.
         measures: What else to measure; found in the result's `measured`.
@@ -64,7 +63,7 @@ def evaluate(
             would be left, or there is no photograph for the CRF.
     """
     inference = inference or Inference()
-    task = _task(model, data.labels, inference)
+    task = _task(data.labels, inference.output, model)
     labels = data.labels if task is None else data.labels[task]
     excluded = excluded_classes(labels, exclude)
     made = requested(
@@ -87,7 +86,8 @@ def evaluate(
         if progress:
             progress(len(tally.images), total)
     timing = Timing(time.perf_counter() - start, predicting.seconds, scoring.seconds, total)
-    return tally.evaluation(inference=inference, timing=timing, network=model.name, split=getattr(data, "split", None))
+    about = {"network": model.name, "split": getattr(data, "split", None), "task": task}
+    return tally.evaluation(inference=inference, timing=timing, **about)
 
 
 def score_predictions(
@@ -99,6 +99,7 @@ def score_predictions(
     trimap_boundary: str = "labels",
     boundary_f: bool | float | None = None,
     exclude: Sequence[str] | None = None,
+    output: str | None = None,
     measures: Sequence[Measure] = (),
 ) -> Evaluation:
     """Scores predictions that are there already, such as the masks of another program.
@@ -112,34 +113,39 @@ def score_predictions(
         trimap_boundary: See above.
         boundary_f: See above.
         exclude: See above.
+        output: Which of several label maps the predictions are of; `None`: the first, as far as the data have several.
         measures: See above; none that needs to know how sure the network was.
     Returns:
         As `evaluate`, without network and inference.
     Raises:
         KerassegError: If there are more or fewer predictions than images, or none, one has another size than its label or a
-            class out of range, or as `evaluate`.
+            class out of range, there are no labels of that output, or as `evaluate`.
     """
-    excluded, start, scoring = excluded_classes(data.labels, exclude), time.perf_counter(), _Stopwatch()
+    task = _task(data.labels, output)
+    if task is None and output is not None:
+        raise KerassegError(f"output '{output}': data set '{data.labels.name}' has one label map only, expected no output")
+    labels = data.labels if task is None else data.labels[task]
+    excluded, start, scoring = excluded_classes(labels, exclude), time.perf_counter(), _Stopwatch()
     made = requested(
-        data.labels.num_classes,
-        tuple(map(data.labels.classes.index, excluded)),
+        labels.num_classes,
+        tuple(map(labels.classes.index, excluded)),
         boundary=boundary,
         trimap=trimap,
         trimap_boundary=trimap_boundary,
         boundary_f=boundary_f,
         calibration=None,
     )
-    tally, total, given = _Tally(data.labels, excluded, [*made, *measures]), len(data), iter(predictions)
+    tally, total, given = _Tally(labels, excluded, [*made, *measures]), len(data), iter(predictions)
     for index in range(total):
         prediction = next(given, None)
         if prediction is None:
             raise KerassegError(f"{index} predictions for {total} images: expected one for each image, in their order")
         with scoring:
-            tally.add(_checked(data[index], None), Prediction(np.asarray(prediction), data.labels.num_classes))
+            tally.add(_checked(data[index], task), Prediction(np.asarray(prediction), labels.num_classes))
     if next(given, None) is not None:
         raise KerassegError(f"more than {total} predictions for {total} images: expected one for each image, in their order")
     timing = Timing(time.perf_counter() - start, 0.0, scoring.seconds, total)
-    return tally.evaluation(inference=None, timing=timing, split=getattr(data, "split", None))
+    return tally.evaluation(inference=None, timing=timing, split=getattr(data, "split", None), task=task)
 
 
 def excluded_classes(labels, exclude: Sequence[str] | None) -> tuple[str, ...]:
@@ -166,14 +172,14 @@ def excluded_classes(labels, exclude: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in labels.classes if name in names)
 
 
-def _task(model, labels, inference: Inference) -> str | None:
-    """Which of several label maps is scored; `None` where there is one only."""
+def _task(labels, output: str | None, model=None) -> str | None:
+    """Which of several label maps is scored: of the network's outputs, or else of the maps, the first; `None` of one only."""
     if not isinstance(labels, Mapping):
         return None
-    outputs = model.output if isinstance(model.output, dict) else labels
-    task = next(iter(outputs)) if inference.output is None else inference.output
+    outputs = model.output if model is not None and isinstance(model.output, dict) else labels
+    task = next(iter(outputs)) if output is None else output
     if task not in labels:
-        raise KerassegError(f"the network's output '{task}' has no labels in these data: {did_you_mean(task, labels)}")
+        raise KerassegError(f"output '{task}' has no labels in these data: {did_you_mean(task, labels)}")
     return task
 
 
@@ -231,10 +237,11 @@ def _predicted(model, examples: Iterator[_Scored], inference, batch_size: int, c
         alike.append(place)
         if len(alike) == batch_size:
             run(alike)
-        elif len(held) == batch_size * _AHEAD:
-            # All others wait for the first one.
-            run(waiting[held[next(iter(held))].image.shape])
         yield from ready()
+        # All others wait for the first one, and behind it perhaps for another.
+        while len(held) >= batch_size * _AHEAD:
+            run(waiting[held[next(iter(held))].image.shape])
+            yield from ready()
     while held:
         run(waiting[held[next(iter(held))].image.shape])
         yield from ready()

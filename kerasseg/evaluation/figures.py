@@ -32,11 +32,12 @@ class Picture(NamedTuple):
     height: int
 
 
-def trimap_figure(bands: Mapping[str, Sequence[Mapping]], score: str, title: str, ink: str = "black"):
+def trimap_figure(bands: Mapping[str, Sequence[Mapping] | None], score: str, title: str, ink: str = "black"):
     """Draws a score over the width of a band around the true boundaries.
 
     Args:
-        bands: Name for the legend → rows with `width` in pixels, and the score, 0–1 or `None`.
+        bands: Name for the legend → rows with `width` in pixels, and the score, 0–1 or `None`; `None` of a run without any, which
+            keeps its colour.
         score: Which score of the rows.
         title: What to call it.
         ink: Colour of axes and text.
@@ -46,19 +47,22 @@ def trimap_figure(bands: Mapping[str, Sequence[Mapping]], score: str, title: str
         Chen et al. 2015, arXiv:1412.7062, Fig. 5.
     """
     figure = _figure()
-    axis = figure.subplots()
-    for place, (label, rows) in enumerate(bands.items()):
+    axis, drawn = figure.subplots(), {}
+    for place, (name, rows) in enumerate(bands.items()):
+        if rows is None:
+            continue
         values = [math.nan if row[score] is None else 100 * row[score] for row in rows]
-        axis.plot([row["width"] for row in rows], values, "o-", markersize=4, label=label, color=run_color(place))
+        (drawn[name],) = axis.plot([row["width"] for row in rows], values, "o-", markersize=4, color=run_color(place))
     axis.set(xlabel="width of the band, pixels", ylabel=f"{title} in the band, %")
-    return _finished(figure, len(bands), ink)
+    return _finished(figure, drawn if len(bands) > 1 else {}, ink)
 
 
-def reliability_figure(calibrations: Mapping[str, Sequence[Mapping]], ink: str = "black"):
+def reliability_figure(calibrations: Mapping[str, Sequence[Mapping] | None], ink: str = "black"):
     """Draws accuracy over confidence, bin by bin, and below it how many pixels each bin has.
 
     Args:
-        calibrations: Name for the legend → bins with `low`, `high`, `num_pixels`, and `accuracy` and `confidence`, 0–1 or `None`.
+        calibrations: Name for the legend → bins with `low`, `high`, `num_pixels`, and `accuracy` and `confidence`, 0–1 or `None`;
+            `None` of a run without any, which keeps its colour.
         ink: Colour of axes and text.
     Returns:
         A figure of matplotlib's.
@@ -68,17 +72,20 @@ def reliability_figure(calibrations: Mapping[str, Sequence[Mapping]], ink: str =
     figure = _figure(1.3)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 100], [0, 100], "--", color=ink, alpha=0.5, linewidth=1)
-    for place, (label, bins) in enumerate(calibrations.items()):
+    drawn = {}
+    for place, (name, bins) in enumerate(calibrations.items()):
+        if bins is None:
+            continue
         filled = [one for one in bins if one["num_pixels"]]
-        points = [[100 * one[name] for one in filled] for name in ("confidence", "accuracy")]
-        above.plot(*points, "o-", markersize=4, label=label, color=run_color(place))
+        points = [[100 * one[rate] for one in filled] for rate in ("confidence", "accuracy")]
+        (drawn[name],) = above.plot(*points, "o-", markersize=4, color=run_color(place))
         total = sum(one["num_pixels"] for one in bins) or 1
         edges = [100 * one["low"] for one in bins] + [100 * bins[-1]["high"]]
         shares = [100 * one["num_pixels"] / total for one in bins]
         below.stairs(shares, edges, color=run_color(place), fill=len(calibrations) == 1)
     above.set(ylabel="pixels that are right, %", xlim=(0, 100), ylim=(0, 100))
     below.set(xlabel="confidence, %", ylabel="share, %")
-    return _finished(figure, len(calibrations), ink)
+    return _finished(figure, drawn if len(calibrations) > 1 else {}, ink)
 
 
 def run_color(place: int) -> str:
@@ -180,7 +187,7 @@ def _figure(height: float = 1.0):
     return Figure(figsize=(_FIGURE_SIZE[0], height * _FIGURE_SIZE[1]), layout="constrained")
 
 
-def _finished(figure, count: int, ink: str):
+def _finished(figure, drawn: Mapping, ink: str):
     for axis in figure.axes:
         axis.grid(alpha=0.35)
         axis.tick_params(colors=ink)
@@ -188,7 +195,22 @@ def _finished(figure, count: int, ink: str):
             part.set_color(ink)
         for side, spine in axis.spines.items():
             spine.set(color=ink, visible=side in ("left", "bottom"))
-    # Of one there is nothing to tell apart.
-    if count > 1:
-        figure.axes[0].legend(labelcolor=ink, framealpha=0)
+    # Of one run there is nothing to tell apart.
+    if drawn:
+        named_legend(figure.axes[0], drawn, labelcolor=ink, framealpha=0)
     return figure
+
+
+def named_legend(axis, drawn: Mapping, **options) -> None:
+    """Adds a legend whose names appear as they are.
+
+    Args:
+        axis: The axes.
+        drawn: Name → its line.
+        options: Of matplotlib's legend.
+    """
+    # As labels, names that begin with "_" would be left out, and dollar signs be read as formulas.
+    legend = axis.legend(list(drawn.values()), [f"line {place}" for place in range(len(drawn))], **options)
+    for text, name in zip(legend.get_texts(), drawn, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)

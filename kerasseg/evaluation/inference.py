@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import numbers
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 import tensorflow as tf
 
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.crf import crf_logits, crf_parameters, described, marginals
+from kerasseg.evaluation.images import image_array, name_of
 from kerasseg.evaluation.methods import Method, View, WholeImage, as_probabilities, scaled_size
 from kerasseg.evaluation.running import resized, selected_output
 from kerasseg.evaluation.windows import Windows, write_labels
@@ -54,9 +54,10 @@ class Inference:
     output: str | None = None
 
     def __post_init__(self):
-        if not self.scales or not all(scale > 0 and math.isfinite(scale) for scale in self.scales):
-            raise KerassegError(f"scales {self.scales}: expected at least one positive number, such as (1.0,)")
-        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        object.__setattr__(self, "scales", _checked_scales(self.scales))
+        if not isinstance(self.flip, (bool, np.bool_)):
+            raise KerassegError(f"flip {self.flip!r}: expected True or False")
+        object.__setattr__(self, "flip", bool(self.flip))
         if not isinstance(self.method, Method):
             raise KerassegError(f"method {self.method!r}: expected one that is made, such as kerasseg.evaluation.Tiles((900, 900))")
         if self.crf is not None:
@@ -98,6 +99,14 @@ class Inference:
         crf = "" if self.crf is None else f"; {described(self.crf)}"
         output = "" if self.output is None else f"; output {self.output}"
         return f"{scales}{fusion}{method}{crf}{output}"
+
+
+def _checked_scales(scales) -> tuple[float, ...]:
+    # Text is gone through letter by letter, of which none is a number.
+    found = tuple(scales) if isinstance(scales, Iterable) else ()
+    if not found or not all(isinstance(scale, numbers.Real) and scale > 0 and math.isfinite(scale) for scale in found):
+        raise KerassegError(f"scales {scales!r}: expected at least one positive number, such as (1.0,)")
+    return tuple(map(float, found))
 
 
 class Prediction(NamedTuple):
@@ -147,7 +156,7 @@ def probabilities(
     Raises:
         KerassegError: As `predict`.
     """
-    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf, fusion, output)
+    inference = Inference(scales, flip, WholeImage() if method is None else method, crf, fusion, output)
     (total,), kind = combined(model, [image_array(image)], inference, [name_of(image, name)])
     return as_probabilities(total, kind).numpy()
 
@@ -184,13 +193,8 @@ def predict(
     Example:
         >>> kerasseg.colorize(kerasseg.predict(model, "photo.jpg"))
     """
-    inference = Inference(tuple(scales), flip, WholeImage() if method is None else method, crf, fusion, output)
+    inference = Inference(scales, flip, WholeImage() if method is None else method, crf, fusion, output)
     return predict_with_classes(model, image_array(image), inference, name_of(image, name)).classes
-
-
-def name_of(image, name: str | None) -> str | None:
-    """What a photograph is called: as it is said, else, of a path, the file's name without its suffix."""
-    return Path(image).stem if name is None and isinstance(image, (str, Path)) else name
 
 
 def predict_with_classes(
@@ -337,52 +341,3 @@ def _views(model, images, inference, names) -> Iterator[list[tf.Tensor]]:
             ]
             maps = inference.method.scores_of(model, views)
             yield [resized(tf.reverse(scores, [1]) if mirrored else scores, size) for scores in maps]
-
-
-def image_array(image) -> np.ndarray:
-    """An RGB array (H, W, 3) from whatever `predict` accepts.
-
-    Raises:
-        KerassegError: If it is no RGB image of 0–255.
-    """
-    if isinstance(image, (str, Path)):
-        from kerasseg.data.decode import decode_image
-
-        image = decode_image(image)
-    elif isinstance(image, PIL.Image.Image):
-        image = image.convert("RGB")
-    array = np.asarray(image)
-    check_image(array)
-    check_colors(array, array.dtype)
-    return array
-
-
-def check_image(image) -> None:
-    """Refuses what is not shaped as an image; nothing of it is read.
-
-    Args:
-        image: Whatever has a shape and a type.
-    Raises:
-        KerassegError: If it is no image.
-    """
-    if len(image.shape) != 3 or image.shape[2] < 3 or 0 in image.shape:
-        raise KerassegError(
-            f"image has shape {tuple(image.shape)}: expected (height, width, 3), one RGB image; of a grey one "
-            "np.stack([grey] * 3, -1)"
-        )
-    if np.dtype(image.dtype).kind not in "uif":
-        raise KerassegError(f"image has dtype {image.dtype}: expected uint8 or float32, RGB 0-255")
-
-
-def check_colors(pixels: np.ndarray, dtype) -> None:
-    """Refuses colours that are not 0–255.
-
-    Args:
-        pixels: Shape `(…, 3)` or more channels, of which the first three are colours.
-        dtype: What the image was: of uint8 nothing has to be looked at.
-    Raises:
-        KerassegError: If there are such.
-    """
-    colors = pixels[..., :3]
-    if dtype != np.uint8 and not (colors.min() >= 0 and colors.max() <= 255):
-        raise KerassegError(f"image has values {colors.min()} to {colors.max()}: expected RGB 0-255, neither centred nor 16 bits")

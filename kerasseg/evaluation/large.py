@@ -1,12 +1,15 @@
 """Labelling images of any size, in memory that does not grow with them."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from kerasseg.errors import KerassegError
-from kerasseg.evaluation.inference import Inference, check_colors, check_image, combined, image_array
+from kerasseg.evaluation.images import check_colors, check_image, image_array
+from kerasseg.evaluation.inference import Inference, combined
 from kerasseg.evaluation.running import selected_output
 from kerasseg.evaluation.windows import Windows, write_labels
 from kerasseg.runs import atomic_path
@@ -50,17 +53,18 @@ def predict_large(
     Returns:
         Shape `(H, W)`, the smallest unsigned integer that holds all classes; with `out` the file's read-only memory map.
     Raises:
-        KerassegError: As `predict`, or if there is a CRF, or `out` is no `.npy` path.
+        KerassegError: As `predict`, or if there is a CRF, or `out` is no `.npy` path or the image itself.
     Example:
         >>> kerasseg.evaluation.predict_large(model, "mosaic.npy", "labels.npy", windows=Windows((1024, 1024), margin=128))
     """
-    if crf is not None:
-        raise KerassegError("a CRF connects all pixels of an image: expected none for windows of a large one (--crf none)")
+    check_no_crf(crf)
     if not isinstance(windows, Windows):
         raise KerassegError(f"windows {windows!r}: expected kerasseg.evaluation.Windows, such as Windows((512, 512), overlap=64)")
     if out is not None and Path(out).suffix != ".npy":
         raise KerassegError(f"out '{out}': expected a path that ends in .npy, such as '{Path(out).with_suffix('.npy')}'")
-    inference, image, model = Inference(tuple(scales), flip, fusion=fusion), open_image(image), selected_output(model, output)
+    # Of a memory map its file.
+    check_apart(image if isinstance(image, (str, Path)) else getattr(image, "filename", None), out)
+    inference, image, model = Inference(scales, flip, fusion=fusion), open_image(image), selected_output(model, output)
     blocks = windows.blocks(model, image, _runner(model, inference, windows, image), progress)
     kind = "logits" if inference.is_single or fusion == "max" else "probabilities"
     if out is None:
@@ -70,11 +74,51 @@ def predict_large(
     return np.load(out, mmap_mode="r")
 
 
+def check_no_crf(crf) -> None:
+    """Refuses a CRF behind windows.
+
+    Args:
+        crf: What was chosen; `None`: none.
+    Raises:
+        KerassegError: If there is one.
+    """
+    if crf is not None:
+        raise KerassegError("a CRF connects all pixels of an image: expected none for windows of a large one (--crf none)")
+
+
+def check_apart(image, out) -> None:
+    """Refuses to write labels over the image that they are of.
+
+    Args:
+        image: Path of the image; `None`: it has none.
+        out: Path of the labels; `None`: they are not written.
+    Raises:
+        KerassegError: If both are the same file.
+    """
+    if None not in (image, out) and Path(image).resolve() == Path(out).resolve():
+        raise KerassegError(f"the labels of {image} would be written over it: expected another path than {out}")
+
+
 def _write_map(path, blocks, kind, size) -> None:
     def made(count):
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.min_scalar_type(count - 1), shape=tuple(size))
+        found = np.lib.format.open_memmap(path, mode="w+", dtype=np.min_scalar_type(count - 1), shape=tuple(size))
+        _reserve(path)
+        return found
 
     write_labels(blocks, kind, made)[0].flush()
+
+
+def _reserve(path) -> None:
+    """Has the disk set aside what a file says that it holds: a disk that is full when memory goes there kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:
+            # Some file systems cannot do it.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
 
 
 def _runner(model, inference, windows, image):
@@ -97,15 +141,23 @@ def open_image(image):
     Raises:
         KerassegError: If it is no image, or such a file holds none.
     """
-    if not isinstance(image, (str, Path)) or Path(image).suffix.lower() != ".npy":
-        is_array = hasattr(image, "shape") and hasattr(image, "dtype")
-        found = image if is_array else image_array(image)
-    else:
+    if isinstance(image, (str, Path)) and Path(image).suffix.lower() == ".npy":
         try:
-            found = np.load(image, mmap_mode="r")
+            # Not numpy.load, which takes other files as well, whatever they are called.
+            image = np.lib.format.open_memmap(image, mode="r")
         except FileNotFoundError:
             raise KerassegError(f"no such file: {image}") from None
         except (OSError, ValueError) as error:
             raise KerassegError(f"cannot read {image} ({error}): expected an array (H, W, 3) that numpy.save wrote") from error
-    check_image(found)
-    return found
+    elif not _is_array(image):
+        image = image_array(image)
+    check_image(image)
+    return image
+
+
+def _is_array(image) -> bool:
+    """Whether something has a shape and a type of NumPy's; tensors of other libraries have types of their own."""
+    try:
+        return hasattr(image, "shape") and isinstance(np.dtype(image.dtype), np.dtype)
+    except (AttributeError, TypeError):
+        return False

@@ -172,7 +172,7 @@ def run_whole(model, images, where: str = "") -> tf.Tensor:
     Raises:
         KerassegError: As `run_network`, or if the network scores only the middle of its image.
     """
-    _check_covers(model)
+    check_covers(model)
     size, allowed = tuple(images.shape[1:3]), allowed_size(model, images.shape[1:3])
     if allowed == size:
         return run_network(model, images, where)
@@ -182,7 +182,7 @@ def run_whole(model, images, where: str = "") -> tf.Tensor:
     return resized(scores, allowed)[:, : size[0], : size[1]]
 
 
-def _check_covers(model) -> None:
+def check_covers(model) -> None:
     """Refuses a network whose input carries a margin: stretched over the photograph, its scores would lie elsewhere."""
     if model not in _COVERING:
         try:

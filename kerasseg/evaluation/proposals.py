@@ -22,7 +22,7 @@ from kerasseg.data.boxes import (
     selective_search,
 )
 from kerasseg.errors import KerassegError
-from kerasseg.evaluation.inference import image_array, name_of
+from kerasseg.evaluation.images import image_array, name_of
 from kerasseg.evaluation.methods import Method, View, checked_count, checked_size, run_whole, scaled_size
 from kerasseg.evaluation.running import resized, run_network
 from kerasseg.layers import MinimumSize

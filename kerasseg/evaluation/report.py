@@ -162,8 +162,6 @@ def _write_counts(path: Path, evaluation) -> None:
 
 def _of_task(example, evaluation):
     """The example with the one of several label maps that was evaluated."""
-    if not isinstance(example.label, Mapping):
+    if evaluation.task is None or not isinstance(example.label, Mapping):
         return example
-    output = evaluation.inference and evaluation.inference.output
-    label = example.label[output or next(iter(example.label))]
-    return SimpleNamespace(id=example.id, image=example.image, label=label)
+    return SimpleNamespace(id=example.id, image=example.image, label=example.label[evaluation.task])

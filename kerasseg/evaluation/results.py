@@ -65,22 +65,29 @@ class Groups:
     Args:
         names: Of the groups.
         matrix: Confusion matrix, `(G, G)` int64; row: truth, column: prediction.
+        excluded: Names of the groups that the mean leaves out.
     """
 
     names: tuple[str, ...]
     matrix: np.ndarray
+    excluded: tuple[str, ...] = ()
+
+    def scores(self) -> dict:
+        """What `kerasseg.metrics.scores` makes of the matrix."""
+        return scores(self.matrix, exclude=tuple(map(self.names.index, self.excluded)))
 
     def to_json(self) -> dict:
         """All of it as JSON can hold it."""
-        found = scores(self.matrix)
+        found = self.scores()
         rates = {name: finite(found[name]) for name in ("mean_iou", "pixel_accuracy", "per_class_iou", "per_class_accuracy")}
-        return {"classes": list(self.names), **rates, "confusion_matrix": self.matrix.tolist()}
+        return {"classes": list(self.names), "excluded": list(self.excluded), **rates, "confusion_matrix": self.matrix.tolist()}
 
     def table(self) -> list[str]:
-        """One line for each group, and their mean IoU and pixel accuracy, in percent."""
-        found, width = scores(self.matrix), max(map(len, (*self.names, "pixel_accuracy")))
+        """One line for each group, `*` for excluded ones, and their mean IoU and pixel accuracy, in percent."""
+        names = [f"{name} *" if name in self.excluded else name for name in self.names]
+        found, width = self.scores(), max(map(len, (*names, "pixel_accuracy")))
         lines = [f"{'group':<{width}}  {'IoU %':>8}  {'accuracy %':>10}"]
-        rows = zip(self.names, found["per_class_iou"], found["per_class_accuracy"], strict=True)
+        rows = zip(names, found["per_class_iou"], found["per_class_accuracy"], strict=True)
         lines += [f"{name:<{width}}  {percent(iou):>8}  {percent(accuracy):>10}" for name, iou, accuracy in rows]
         return lines + [f"{name:<{width}}  {percent(found[name]):>8}" for name in ("mean_iou", "pixel_accuracy")]
 
@@ -101,6 +108,7 @@ class Evaluation:
         timing: How long it took.
         network: Name of the network.
         split: Part of the data set, where that is known.
+        task: Which of the data set's label maps was scored; `None` where it has one only.
     """
 
     matrix: np.ndarray
@@ -114,6 +122,7 @@ class Evaluation:
     timing: Timing = Timing()
     network: str | None = None
     split: str | None = None
+    task: str | None = None
 
     @property
     def regions(self) -> Regions | None:
@@ -149,11 +158,12 @@ class Evaluation:
 
     @functools.cached_property
     def groups(self) -> Groups | None:
-        """The same of groups of classes, if the label table has any."""
+        """The same of groups of classes, if the label table has any; one all of whose classes are excluded is so, too."""
         if not self.labels.groups:
             return None
         members = [[self.labels.classes.index(name) for name in names] for _, names in self.labels.groups]
-        return Groups(tuple(name for name, _ in self.labels.groups), grouped(self.matrix, members))
+        excluded = tuple(name for name, classes in self.labels.groups if set(classes) <= set(self.excluded))
+        return Groups(tuple(name for name, _ in self.labels.groups), grouped(self.matrix, members), excluded)
 
     def of_split(self, split: str) -> "Evaluation":
         """The same, knowing which part of the data set it is about."""
@@ -192,6 +202,7 @@ class Evaluation:
             "network": self.network,
             "data": self.labels.name,
             "split": self.split,
+            "task": self.task,
             "inference": self.inference and self.inference.to_json(),
             "num_images": len(self.images),
             "num_pixels": int(self.matrix.sum()),
@@ -223,10 +234,12 @@ def ranked(evaluation: Evaluation, count: int) -> dict[str, list[int]]:
         count: How many of each kind; fewer where there are not three times as many images, so that none is in two lists.
     Returns:
         `"worst"`, worst first; `"median"`, those in the middle; `"best"`, best first: indices into `evaluation.images`, by mean
-        IoU. Images without one are in no list.
+        IoU. Images without one are in no list. Of fewer than three there are only worst ones.
     """
     known = [index for index, image in enumerate(evaluation.images) if not math.isnan(image.mean_iou)]
     order: Sequence[int] = sorted(known, key=lambda index: evaluation.images[index].mean_iou)
-    count = max(0, min(count, len(order) // 3 or len(order)))
+    if len(order) < 3:
+        return {"worst": order[: max(0, count)], "median": [], "best": []}
+    count = max(0, min(count, len(order) // 3))
     start = (len(order) - count) // 2
     return {"worst": order[:count], "median": order[start : start + count], "best": order[::-1][:count]}

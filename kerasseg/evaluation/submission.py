@@ -112,6 +112,20 @@ def check_submission(name: str, labels: LabelTable, photographs: Sequence[str]) 
             raise KerassegError(f"photographs '{owners[written]}' and '{photograph}' would both be sent as {written}.png")
 
 
+def submission_path(out, name: str, photograph: str) -> Path:
+    """Gives the path of the file that a benchmark's server is sent of a photograph.
+
+    Args:
+        out: As for `write_submission`.
+        name: As for `write_submission`.
+        photograph: As for `write_submission`.
+    Raises:
+        KerassegError: If the photograph is not named as the benchmark's.
+    """
+    submission = find_submission(name)
+    return Path(out) / submission.folder / f"{submission.name(photograph)}.png"
+
+
 def write_submission(out, name: str, photograph: str, label: np.ndarray) -> Path:
     """Writes one label map as the server wants it.
 
@@ -133,7 +147,7 @@ def write_submission(out, name: str, photograph: str, label: np.ndarray) -> Path
             f"label map of '{photograph}' has shape {label.shape}, {label.dtype}, values {label.min()} to {label.max()}: expected "
             f"(H, W), integers 0 to {table.num_classes - 1}"
         )
-    path = Path(out) / submission.folder / f"{submission.name(photograph)}.png"
+    path = submission_path(out, name, photograph)
     picture = PIL.Image.fromarray(_file_values(table)[label])
     if submission.palette:
         picture.putpalette([channel for color in submission.palette for channel in color])

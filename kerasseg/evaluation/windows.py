@@ -345,11 +345,12 @@ def network_grid(model) -> int:
     Args:
         model: The network.
     Returns:
-        Pixels, at least 1. A map's stride is found from how much it grows with the image; those that do not say it are left out.
+        Pixels, at least 1. A map's stride is found from how much it grows with the image. Not seen are those of maps that do not
+        say it, strides that do not divide 1024 (of maps that were scaled by 0.75), and the maps inside a network that is a layer
+        of this one, of which only the output counts: to be given as `Windows(grid=...)`.
     """
     if model not in _GRIDS:
-        tensors = [tensor for layer in model.layers for tensor in _outputs(layer) if len(tensor.shape) == 4]
-        maps, channels = keras.Model(model.inputs, tensors), model.inputs[0].shape[-1]
+        maps, channels = keras.Model(model.inputs, _maps(model)), model.inputs[0].shape[-1]
         found = [maps.compute_output_spec(keras.KerasTensor((1, side, side, channels))) for side in (_SIDE, 2 * _SIDE)]
         sides = [[each.shape[1] for each in tf.nest.flatten(specs)] for specs in found]
         growths = {larger - side for side, larger in zip(*sides, strict=True) if None not in (side, larger)}
@@ -357,9 +358,8 @@ def network_grid(model) -> int:
     return _GRIDS[model]
 
 
-def _outputs(layer) -> list:
-    """What a layer gives, unless it is used several times."""
-    try:
-        return tf.nest.flatten(layer.output)
-    except (AttributeError, ValueError):
-        return []
+def _maps(model) -> list:
+    """All maps of a network. A layer may be used several times, and in other networks, of which its attribute `output` is one."""
+    network = model._functional if isinstance(model, keras.Sequential) else model
+    nodes = itertools.chain.from_iterable(network._nodes_by_depth.values())
+    return [tensor for node in nodes for tensor in node.output_tensors if len(tensor.shape) == 4]

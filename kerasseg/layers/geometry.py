@@ -194,7 +194,8 @@ class Geometry:
         layer = tensor._keras_history.operation
         if isinstance(layer, keras.layers.InputLayer):
             return ((0, 0),) * 2
-        if self._places[id(tensor)] is _WHOLE:
+        # What aligns its output with its input, and yet makes each cell of all others, says so.
+        if self._places[id(tensor)] is _WHOLE or getattr(layer, "sees_everything", False):
             return None, None
         sources, steps = _sources(tensor), self._steps.get(id(tensor))
         if steps is None or any(step.scale.denominator > 1 for step in steps) or any(id(x) not in self._spans for x in sources):

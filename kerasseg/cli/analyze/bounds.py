@@ -6,6 +6,7 @@ from pathlib import Path
 from kerasseg.cli.analyze.common import add_kind, parse_counts
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import start_tensorflow
+from kerasseg.cli.values import check_json
 from kerasseg.errors import KerassegError
 from kerasseg.runs import write_json
 
@@ -17,7 +18,7 @@ def add(kinds) -> None:
     made = add_kind(kinds, NAME, "upper bounds of mean IoU by downsampling factor (FCN, section 6.3)")
     made.add_argument("--data", default=None, help="data set (default: a folder of masks, with lists of their names)")
     made.add_argument("--data-dir", default=None, metavar="FOLDER", help="its folder; photographs need not be there")
-    made.add_argument("--split", default="val", help="part of the data set, such as seg11valid of VOC")
+    made.add_argument("--split", default="val", help="part of the data set, such as seg11valid of a folder of masks")
     made.add_argument("--factors", default="128,64,32,16,8,4", help="image pixels per cell along a side")
     made.add_argument("--all-protocols", action="store_true", help="every way of shrinking and enlarging, the chosen last")
     made.add_argument("--limit", type=int, default=None, help="only the first so many label maps")
@@ -33,6 +34,7 @@ def run(options) -> None:
     factors = parse_counts("--factors", options.factors, smallest=1, example="128,64,32,16,8,4")
     if options.limit is not None and options.limit < 1:
         raise KerassegError(f"--limit {options.limit}: expected at least 1 label map")
+    check_json(options.json, "bounds.json")
     start_tensorflow()
     from kerasseg.evaluation.analysis.bounds import PROTOCOLS, upper_bounds
 

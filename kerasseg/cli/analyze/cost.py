@@ -1,10 +1,9 @@
 """`tools/analyze.py cost`: speed and size of a network."""
 
-import os
-
 from kerasseg.cli.analyze.common import add_kind
 from kerasseg.cli.networks import UNKNOWN, add_network_options, built_network, saved_network, seen_pixels
 from kerasseg.cli.running import start_tensorflow
+from kerasseg.cli.values import check_json
 from kerasseg.errors import KerassegError
 
 NAME = "cost"
@@ -25,8 +24,7 @@ def run(options) -> None:
     Raises:
         KerassegError: If the options cannot be followed.
     """
-    if options.json is not None and os.path.isdir(options.json):
-        raise KerassegError(f"--json {options.json}: expected a file, received a folder: pass --json {options.json}/cost.json")
+    check_json(options.json, "cost.json")
     for name in ("batch_size", "runs"):
         if getattr(options, name) < 1:
             raise KerassegError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")

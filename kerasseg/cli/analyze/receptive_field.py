@@ -49,14 +49,17 @@ def run(options) -> None:
 
     names, scale = _class_names(opened, options), scale_of(opened)
     channel = None if options.class_name is None else class_number(options.class_name, names)
-    images = [scaled_image(decode_image(path), scale) for path in options.images]
+    photographs = [decode_image(path) for path in options.images]
+    places = [_scaled_place(at, path, image.shape[:2], scale) for path, image in zip(options.images, photographs, strict=True)]
+    images = [scaled_image(image, scale) for image in photographs]
     found = [
-        _measured(opened, path, image, at, scale, channel, options) for path, image in zip(options.images, images, strict=True)
+        _measured(opened, path, image, place, channel, options)
+        for path, image, place in zip(options.images, images, places, strict=True)
     ]
     stems = [Path(path).stem for path in options.images]
-    both = [_described(stem, each, names, options) for stem, each in zip(stems, found, strict=True)]
+    both = [_described(stem, each, names, options, scale) for stem, each in zip(stems, found, strict=True)]
     if len(found) > 1:
-        both.append(_described(f"mean of {len(found)}", mean_influence(found), names, options))
+        both.append(_described(f"mean of {len(found)}", mean_influence(found), names, options, scale))
     path = Path(options.out) / f"{NAME}.png"
     field_picture(images, found, [title for title, _ in both], path, threshold=options.threshold)
     print("\n".join(line for _, line in both))
@@ -84,15 +87,23 @@ def _class_names(opened, options) -> tuple[str, ...] | None:
     return label_table(opened, classes, options.labels).classes
 
 
-def _measured(opened, path, image, at, scale: float, channel, options):
+def _scaled_place(at, path: str, size: tuple[int, int], scale: float) -> list[int] | None:
+    """Where a pixel of a photograph is in what the network sees of it."""
+    if at is None:
+        return None
+    if not (at[0] < size[0] and at[1] < size[1]):
+        raise KerassegError(f"--at {at[0]},{at[1]}: {path} has {size[0]}x{size[1]} pixels")
+    from kerasseg.evaluation.methods import scaled_size
+
+    # Half-pixel centres, as the image is scaled.
+    sides = zip(at, scaled_size(size, scale), size, strict=True)
+    return [min(int((place + 0.5) * side / full), side - 1) for place, side, full in sides]
+
+
+def _measured(opened, path, image, at, channel, options):
     from kerasseg.evaluation.analysis import influence
 
     height, width = image.shape[:2]
-    if at is not None:
-        # The photograph may be larger than what the network sees.
-        if not (at[0] < round(height / scale) and at[1] < round(width / scale)):
-            raise KerassegError(f"--at {options.at}: {path} has {round(height / scale)}x{round(width / scale)} pixels")
-        at = [min(int(place * scale), side - 1) for place, side in zip(at, (height, width), strict=True)]
     named = ("layer", "method", "patch", "stride", "seed", "batch_size")
     total = len(range(0, height, options.stride)) * len(range(0, width, options.stride))
     with Progress(f"occluding {Path(path).name}", total, unit="patches") as progress:
@@ -106,7 +117,7 @@ def _measured(opened, path, image, at, scale: float, channel, options):
         )
 
 
-def _described(name: str, found, names, options) -> tuple[str, str]:
+def _described(name: str, found, names, options, scale: float) -> tuple[str, str]:
     """A title for the picture, and a line to print."""
     from kerasseg.evaluation.analysis import valid_field
 
@@ -117,5 +128,5 @@ def _described(name: str, found, names, options) -> tuple[str, str]:
     line = (
         f"{name}: {of}, score {found.score:.4g} at {found.at[0]},{found.at[1]} of {seen}: valid field as large as a square of "
         f"{field.side:.0f} pixels, within {size}; {theory}"
-    )
+    ) + ("" if scale == 1 else f" (all of the photograph scaled by {scale:g})")
     return f"{name}, {of}: a square of {field.side:.0f} pixels, {theory}", line

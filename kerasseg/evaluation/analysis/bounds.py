@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasseg.data import FileDataSet, Record
-from kerasseg.data.folder import check_folder, read_classes
+from kerasseg.data.folder import read_classes
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.analysis.resampling import BORDERS, DOWN, GRIDS, UP, down_matrix, up_matrix
 from kerasseg.labels import IGNORE, LABELS, LabelTable
@@ -270,7 +270,11 @@ def mask_folder(data_dir, split: str) -> FileDataSet:
         KerassegError: If the folder, the list or a mask is missing, or the list is empty.
     """
     layout = "masks/*.png and lists of their names such as seg11valid.txt"
-    root = check_folder(data_dir, "masks", layout)
+    if data_dir is None or not Path(data_dir).is_dir():
+        raise KerassegError(
+            f"bounds received data_dir {data_dir}: expected a folder with {layout} (--data-dir FOLDER), or a data set (--data NAME)"
+        )
+    root = Path(data_dir)
     names = sorted(path.stem for path in root.glob("*.txt") if path.name != "classes.txt")
     if not (root / "masks").is_dir():
         raise KerassegError(f"{root} has no folder masks: expected {layout}, or a data set named by --data")

@@ -77,7 +77,12 @@ def equivalent(regime: Regime, batch: int = 1) -> Regime:
     """
     check_regime(regime)
     check_regime(Regime(regime.momentum, batch))
-    return Regime(float(regime.momentum ** (batch / regime.batch)), batch)
+    found = Regime(float(regime.momentum ** (batch / regime.batch)), batch)
+    if found.momentum >= 1:
+        raise KerassegError(
+            f"momentum {regime.momentum!r} at batch size {regime.batch}: at {batch} it would be too close to 1 to be told from it"
+        )
+    return found
 
 
 def rate_factor(regime: Regime, other: Regime, *, averaged: bool = False) -> float:
@@ -143,7 +148,7 @@ def momentum_picture(regime: Regime, other: Regime, path, count: int | None = No
 
 
 def shown_examples(regime: Regime) -> int:
-    """Counts the examples, in whole batches, after which less than a tenth of the newest's coefficient is left; 1000 at most."""
+    """Counts the examples after which less than a tenth of the newest's coefficient is left; 1000 at most."""
     check_regime(regime)
     steps = 1 if regime.momentum == 0 else int(np.ceil(np.log(0.1) / np.log(regime.momentum))) + 1
-    return min(steps * regime.batch, max(1000, regime.batch))
+    return min(steps * regime.batch, 1000)

@@ -12,7 +12,7 @@ import PIL.Image
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.analysis.pictures import heat, picture_grid, picture_of
 from kerasseg.evaluation.methods import allowed_size
-from kerasseg.evaluation.running import reflected, run_outputs
+from kerasseg.evaluation.running import check_shape, reflected, run_outputs
 from kerasseg.layers import Geometry
 from kerasseg.tables import did_you_mean
 
@@ -50,6 +50,7 @@ def activations(model: keras.Model, image, layers: Sequence[str] | None = None) 
     """
     image = np.asarray(image, np.float32)
     size, allowed = image.shape[:2], allowed_size(model, image.shape[:2])
+    check_shape(model, (*allowed, image.shape[2]), "image")
     names = stage_layers(model, allowed) if layers is None else list(layers)
     tensors, geometry = [layer_map(model, name) for name in names], Geometry()
     network = keras.Model(model.input, tensors)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.analysis.layer_table import at_size, without_weights
 from kerasseg.evaluation.analysis.stages import layer_map
-from kerasseg.evaluation.methods import allowed_size
+from kerasseg.evaluation.methods import allowed_size, check_covers
 from kerasseg.evaluation.running import reflected, run_network
 from kerasseg.layers import Geometry
 
@@ -113,6 +113,9 @@ def influence(
         raise KerassegError(
             f"place {at[0]},{at[1]} lies outside an image of {size[0]}x{size[1]} pixels: expected row,column from 0,0"
         )
+    if layer is None:
+        # The nearest cell would be another place's.
+        check_covers(model)
     tensor = _tensor(model, layer)
     network, scores = _probe(model, tensor)
     continued = image[reflected(size[0], 0, allowed[0])][:, reflected(size[1], 0, allowed[1])]

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from kerasseg.evaluation.measures.base import Measure as Measure
 from kerasseg.evaluation.measures.base import Result as Result
 from kerasseg.evaluation.measures.boundary_f import BoundaryF as BoundaryF
 from kerasseg.evaluation.measures.boundary_f import BoundaryFValues
+from kerasseg.evaluation.measures.calibration import BINS, CalibrationCounts
 from kerasseg.evaluation.measures.calibration import Calibration as Calibration
-from kerasseg.evaluation.measures.calibration import CalibrationCounts
 from kerasseg.evaluation.measures.regions import RegionCounts
 from kerasseg.evaluation.measures.regions import Regions as Regions
 from kerasseg.evaluation.measures.trimap import Trimap as Trimap
@@ -22,7 +24,7 @@ def requested(
     trimap: Sequence[float] | None,
     trimap_boundary: str,
     boundary_f: bool | float | None,
-    calibration: int | None,
+    calibration: bool | int | None,
 ) -> list[Measure]:
     """Makes the measures that `evaluate` is asked for.
 
@@ -37,12 +39,17 @@ def requested(
     Raises:
         KerassegError: If one of them cannot be measured so.
     """
-    # True is a number to Python, and here no tolerance.
-    tolerance = None if boundary_f is True else boundary_f
+    tolerance = None if _is(boundary_f, True) else boundary_f
+    bins = BINS if _is(calibration, True) else calibration
     wanted = (
         None if boundary is None else RegionCounts(boundary, num_classes, exclude),
         None if trimap is None else TrimapCounts(trimap, trimap_boundary, num_classes, exclude),
-        None if boundary_f in (None, False) else BoundaryFValues(tolerance, num_classes, exclude),
-        None if calibration is None else CalibrationCounts(calibration),
+        None if boundary_f is None or _is(boundary_f, False) else BoundaryFValues(tolerance, num_classes, exclude),
+        None if bins is None or _is(bins, False) else CalibrationCounts(bins),
     )
     return [measure for measure in wanted if measure is not None]
+
+
+def _is(value, truth: bool) -> bool:
+    """Whether it is `True` or `False` itself, Python's or NumPy's: equal to 1 or 0, but no number here."""
+    return isinstance(value, bool | np.bool_) and bool(value) is truth

@@ -11,6 +11,9 @@ from kerasseg.errors import KerassegError
 from kerasseg.evaluation.measures.base import Measure, Result, finite, percent
 from kerasseg.metrics import calibration_counts, calibration_error
 
+BINS = 15
+"""How many there are unless told otherwise, as in the paper."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration(Result):
@@ -62,15 +65,19 @@ class CalibrationCounts(Measure):
     Args:
         bins: How many, from 0 to 1.
     Raises:
-        KerassegError: If that is no positive number.
+        KerassegError: If that is no such whole number.
     """
 
     needs_confidence: ClassVar[bool] = True
 
-    def __init__(self, bins: int = 15):
-        if bins != operator.index(bins) or not 1 <= bins <= 1000:
-            raise KerassegError(f"calibration bins {bins}: expected 1 to 1000, such as 15")
-        self._counts = np.zeros((bins, 3))
+    def __init__(self, bins: int = BINS):
+        try:
+            count = operator.index(bins)
+        except TypeError:
+            count = 0
+        if not 1 <= count <= 1000:
+            raise KerassegError(f"calibration bins {bins}: expected 1 to 1000, a whole number, such as {BINS}")
+        self._counts = np.zeros((count, 3))
 
     def add(self, label, prediction, confidence):
         """See `Measure`."""
