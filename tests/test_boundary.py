@@ -7,7 +7,7 @@ from inference_helpers import LABELS, Data, make_model
 from kerasseg import KerassegError
 from kerasseg.evaluation import Evaluation, Regions, evaluate, write_report
 from kerasseg.labels import IGNORE
-from kerasseg.metrics import boundary_region, confusion_matrix, scores
+from kerasseg.metrics import boundaries, boundary_region, confusion_matrix, scores
 
 
 def nearest_other(label, distance, ignored_is_boundary):
@@ -137,3 +137,27 @@ def test_a_region_may_be_wider_than_the_image():
     # Labels of more than a byte, and another value for what is ignored.
     label = np.array([[300, 300, 44, 44, -1]])
     assert boundary_region(label, 1, ignore_label=-1)[0].tolist() == [False, True, True, True, False]
+
+
+def nearest_of_another_label(label):
+    """Squared distance of each pixel to the nearest of another label, pair by pair; infinite where there is none."""
+    places = np.argwhere(np.ones(label.shape, bool))
+    squared = ((places[:, np.newaxis] - places) ** 2).sum(-1).astype(float)
+    squared[label.ravel()[:, np.newaxis] == label.ravel()] = np.inf
+    return squared.min(1).reshape(label.shape)
+
+
+@pytest.mark.parametrize("reach", [1, 3, 8, 60])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (13, 17), (17, 13)])
+def test_both_ways_to_measure_distances_are_the_definition(monkeypatch, reach, size):
+    # Bands of a row or two, so that there are several.
+    monkeypatch.setattr(boundaries, "_CELLS_AT_ONCE", 20)
+    generator = np.random.default_rng(reach)
+    for classes in (1, 2, 4):
+        label = generator.integers(0, classes, size).repeat(2, 0)[: size[0]].astype(np.uint8)
+        label[generator.random(size) < 0.1] = 255
+        expected = nearest_of_another_label(label)
+        for found in (boundaries._by_columns_then_rows(label, reach), boundaries._by_label(label, label != 255, reach, True)):
+            within = expected <= reach**2
+            np.testing.assert_array_equal(found[within], expected[within])
+            assert (found[~within] > reach**2).all()
