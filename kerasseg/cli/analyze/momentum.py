@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kerasseg.cli.analyze.common import add_kind
 from kerasseg.cli.inference import check_out
+from kerasseg.cli.running import start_tensorflow
 
 NAME = "momentum"
 _ROWS = 12
@@ -26,6 +27,7 @@ def run(options) -> None:
     """
     if options.out:
         check_out(options.out)
+    start_tensorflow()
     from kerasseg.evaluation.analysis.momentum import Regime, equivalent, momentum_picture, rate_factor, shown_examples
 
     first = Regime(options.momentum, options.batch)
