@@ -47,14 +47,31 @@ def trimap_figure(bands: Mapping[str, Sequence[Mapping] | None], score: str, tit
         Chen et al. 2015, arXiv:1412.7062, Fig. 5.
     """
     figure = _figure()
-    axis, drawn = figure.subplots(), {}
+    drawn = draw_bands(figure.subplots(), bands, score, title)
+    return _finished(figure, drawn if len(bands) > 1 else {}, ink)
+
+
+def draw_bands(axis, bands: Mapping[str, Sequence[Mapping] | None], score: str, title: str, *, color=None, markersize=4) -> dict:
+    """Draws what `trimap_figure` does into axes that are there.
+
+    Args:
+        axis: Axes of matplotlib's.
+        bands: As for `trimap_figure`, and so the others.
+        score: See above.
+        title: See above.
+        color: From the place of a run to its colour; `None`: `run_color`.
+        markersize: Of the points.
+    Returns:
+        Name → line, of the runs that have one.
+    """
+    drawn, color = {}, color or run_color
     for place, (name, rows) in enumerate(bands.items()):
         if rows is None:
             continue
         values = [math.nan if row[score] is None else 100 * row[score] for row in rows]
-        (drawn[name],) = axis.plot([row["width"] for row in rows], values, "o-", markersize=4, color=run_color(place))
+        (drawn[name],) = axis.plot([row["width"] for row in rows], values, "o-", markersize=markersize, color=color(place))
     axis.set(xlabel="width of the band, pixels", ylabel=f"{title} in the band, %")
-    return _finished(figure, drawn if len(bands) > 1 else {}, ink)
+    return drawn
 
 
 def reliability_figure(calibrations: Mapping[str, Sequence[Mapping] | None], ink: str = "black"):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kerasseg.evaluation.figures import named_legend
+from kerasseg.evaluation.figures import draw_bands, named_legend
 from kerasseg.evaluation.measures.trimap import Trimap
 from kerasseg.runs import atomic_path
 
@@ -18,12 +18,9 @@ def draw_trimaps(trimaps: dict[str, Trimap], path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes, drawn = figure.subplots(1, 2), {}
-    for axis, name, title in zip(axes, ("mean_iou", "pixel_accuracy"), ("mean IoU", "pixel accuracy"), strict=True):
-        for label, trimap in trimaps.items():
-            rows = trimap.rows()
-            (drawn[label],) = axis.plot([row["width"] for row in rows], [100 * row[name] for row in rows], "o-", markersize=3)
-        axis.set(xlabel="width of the band, pixels", ylabel=f"{title} in the band, %")
+    axes, bands = figure.subplots(1, 2), {name: trimap.to_json()["bands"] for name, trimap in trimaps.items()}
+    for axis, score, title in zip(axes, ("mean_iou", "pixel_accuracy"), ("mean IoU", "pixel accuracy"), strict=True):
+        drawn = draw_bands(axis, bands, score, title, color="C{}".format, markersize=3)
         axis.grid(alpha=0.3)
     named_legend(axes[0], drawn)
     with atomic_path(Path(path)) as temporary:
