@@ -15,7 +15,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 _ROOMS = (
     "backbones", "cli", "crf", "data", "evaluation", "export", "interop", "labels", "layers", "losses", "metrics", "models", "ops",
-    "optimizers", "recipes", "runs", "schedules", "training",
+    "optimizers", "recipes", "runs", "runtimes", "schedules", "training",
 )  # fmt: skip
 _FUNCTIONS = {
     "colorize": "kerasseg.labels",

@@ -13,6 +13,7 @@ from kerasseg import KerassegError
 from kerasseg.evaluation import (
     TTA_FACTORS,
     Inference,
+    WholeImage,
     evaluate,
     overlay,
     predict,
@@ -125,7 +126,7 @@ def test_what_is_no_photograph_is_refused(image, message):
 
 def test_networks_that_cannot_take_the_image_are_refused():
     with pytest.raises(KerassegError, match="image of 11x14 at scale 0.5 is 6x7, but the network takes only 8x8"):
-        predict(make_model(size=(8, 8)), photograph(), scales=(0.5,))
+        predict(make_model(size=(8, 8)), photograph(), scales=(0.5,), method=WholeImage())
     assert predict(make_model(size=(8, 8)), photograph(8, 8)).shape == (8, 8)
     inputs = [keras.Input((None, None, 3), name=name) for name in ("color", "hha")]
     with pytest.raises(KerassegError, match=r"2 inputs \(color, hha\): expected one"):

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kerasseg"
 LEVELS = (
     ("errors", "tables"),
     ("labels", "ops"),
-    ("layers", "losses", "metrics", "optimizers", "schedules", "crf", "data", "runs"),
+    ("layers", "losses", "metrics", "optimizers", "schedules", "crf", "data", "runs", "runtimes"),
     ("backbones",),
     ("models",),
     ("recipes",),

@@ -238,7 +238,7 @@ def test_a_network_of_one_size_is_told_the_size_of_the_image():
     model = keras.Model(fixed, keras.layers.Conv2D(3, 1)(MinimumSize(32, 32)(fixed)))
     # It is not 64x64, to which a network of any size would continue it.
     with pytest.raises(KerassegError, match="scale 1 is 40x33, but the network takes only 32x32"):
-        predict(model, photograph(40, 33))
+        predict(model, photograph(40, 33), method=WholeImage())
     with pytest.raises(KerassegError, match=r"window of 60x70\) is 40x32, but the network takes only 32x32"):
         predict(model, photograph(60, 70), method=Windows((40, 32), 3))
     assert predict(model, photograph(30, 20)).shape == (30, 20)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kerasseg.cli.compare import write_page
 from kerasseg.cli.inference import add_inference_options, as_name, check_inference_options, chosen_inference, inference_name
-from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model, output_classes
+from kerasseg.cli.opening import RUN_OR_FILE, Opened, chosen_data, open_run_or_model, output_classes, root_of
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.cli.scoring import add_scoring_options, chosen_scoring, scoring_name
@@ -20,7 +20,7 @@ from kerasseg.errors import KerassegError
 def parser() -> argparse.ArgumentParser:
     """Makes the parser of `evaluate.py`."""
     made = make_parser("evaluate.py", "Score a network: the four metrics of the FCN paper, per class and per image, with pictures.")
-    made.add_argument("model", nargs="?", default=None, metavar="RUN_OR_MODEL", help="default: the newest run under runs/")
+    made.add_argument("model", nargs="?", default=None, metavar="RUN_OR_MODEL", help=f"{RUN_OR_FILE} (default: the newest run)")
     made.add_argument("--data", default=None, help="data set (default: the run's)")
     made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
     made.add_argument("--split", default=None, help="part of the data set (default: the run's validation split, or val)")
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
         raise KerassegError(f"--batch-size {options.batch_size}: expected at least 1 image")
     with _strategy(options) as replicas:
         scoring["batch_size"] = options.batch_size or replicas
-        opened = open_run_or_model(options.model, options.output_stride)
+        opened = open_run_or_model(options.model, options.output_stride, exported=options.strategy == "one")
         second = _second(opened, options)
     data, name, split = _open_data(opened, options)
     networks = [opened] if second is None else [opened, second]
@@ -90,7 +90,7 @@ def _second(opened: Opened, options) -> Opened | None:
     """Opens the network of `--against`, which must have the classes of the first."""
     if options.against is None:
         return None
-    second = open_run_or_model(options.against, options.output_stride)
+    second = open_run_or_model(options.against, options.output_stride, exported=options.strategy == "one")
     if second.path.resolve() == opened.path.resolve():
         raise KerassegError(f"--against {options.against}: is the network itself, expected another one")
     from kerasseg.evaluation.running import selected_output
@@ -166,7 +166,7 @@ def _names(networks: Sequence[Opened]) -> list[str]:
     from kerasseg.evaluation.comparison import distinct_names
 
     # Of the folder that one is in, "." would be no name.
-    roots = [_root(each).resolve() for each in networks]
+    roots = [root_of(each.path).resolve() for each in networks]
     longer = [f"{root.parent.name}/{root.name}" for root in roots]
     return distinct_names([root.name for root in roots], longer, [each.path.resolve() for each in networks])
 
@@ -193,12 +193,7 @@ def _report_path(opened: Opened, data: str, split: str, options) -> Path:
     own = opened.recipe is not None and opened.recipe.data == data
     name = ("" if own else f"{as_name(data)}-") + split + inference_name(options) + scoring_name(options)
     name += f"-first-{options.limit}" if options.limit else ""
-    return _root(opened) / "report" / name
-
-
-def _root(opened: Opened) -> Path:
-    """Where a run, or a file, has its reports."""
-    return opened.path if opened.path.is_dir() else opened.path.with_suffix("")
+    return root_of(opened.path) / "report" / name
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from kerasseg.cli.opening import Opened, open_run_or_model, output_classes
+from kerasseg.cli.opening import Opened, open_run_or_model, output_classes, root_of
 from kerasseg.cli.options import parse_number, parse_range, parse_size
 from kerasseg.crf import PARAMETERS
 from kerasseg.errors import KerassegError
@@ -23,7 +23,7 @@ _NO_CRF, _SEARCH = "none", "search"
 # Options that are paths → what they want.
 _EXPECTED = {
     "proposals": "a file of boxes, such as boxes.json, or dense, or selective_search",
-    "ensemble": "a run directory or .keras file",
+    "ensemble": "a run directory, .keras file or exported file",
 }
 
 
@@ -130,12 +130,15 @@ def chosen_inference(opened: Opened, options, search: Callable[[], Path] | None 
         KerassegError: If they cannot be followed, or what `--crf search` finds was searched with other weights.
     """
     from kerasseg.evaluation import Inference
+    from kerasseg.evaluation.exported import check_has_scores
 
     scales = options.scales or ((opened.recipe.image_scale,) if opened.recipe else (1.0,))
     crf = _chosen_crf(opened, options, search)
     others = _given(fusion=options.fusion, output=options.output)
     inference = Inference(scales=scales, flip=options.flip, method=chosen_method(opened, options), crf=crf, **others)
-    return inference.with_tta() if options.tta else inference
+    inference = inference.with_tta() if options.tta else inference
+    check_has_scores(opened.model, inference)
+    return inference
 
 
 def _chosen_crf(opened: Opened, options, search):
@@ -172,8 +175,7 @@ def search_folder(opened: Opened, options, split: str | None = None) -> Path:
     recipe, data = opened.recipe, getattr(options, "data", None)
     foreign = f"{data}-" if data and not (recipe and recipe.data == data) else ""
     split = split or search_split(opened, options)
-    root = opened.path if opened.path.is_dir() else opened.path.with_suffix("")
-    return root / "crf" / f"{foreign}{split}{inference_name(options, crf=False)}"
+    return root_of(opened.path) / "crf" / f"{foreign}{split}{inference_name(options, crf=False)}"
 
 
 def search_split(opened: Opened, options) -> str:
@@ -183,12 +185,13 @@ def search_split(opened: Opened, options) -> str:
 
 
 def chosen_method(opened: Opened, options):
-    """Makes the method that the options describe.
+    """Makes the method that the options describe; without any, the whole image, fitted into a network of one size.
 
     Raises:
         KerassegError: If they cannot be followed.
     """
-    from kerasseg.evaluation import Proposals, Tiles, WholeImage, Windows
+    from kerasseg.evaluation import Proposals, Tiles, Windows
+    from kerasseg.evaluation.fitted import usual_method
 
     check_inference_options(options)
     if options.tiles is not None:
@@ -199,12 +202,12 @@ def chosen_method(opened: Opened, options):
     if options.proposals is not None:
         made = Proposals(options.proposals, **_given(maximum=options.max_proposals, minimum_side=options.min_side))
         return made if options.ensemble is None else _with_ensemble(made, opened, options.ensemble)
-    return WholeImage()
+    return usual_method(opened.model)
 
 
 def _with_ensemble(method, opened: Opened, path: str):
     """Adds the second network, seen at the scale that its own run trained at."""
-    second = open_run_or_model(path)
+    second = open_run_or_model(path, exported=True)
     counts, tables = [output_classes(each.model) for each in (opened, second)], [each.labels for each in (opened, second)]
     if counts[0] != counts[1]:
         raise KerassegError(f"--ensemble {path} has {counts[1]} classes, {opened.path} {counts[0]}: expected the same classes")

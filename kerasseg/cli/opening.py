@@ -1,5 +1,6 @@
 """RUN_OR_MODEL: what evaluate, predict and export are given, opened."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,12 @@ from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS, LabelTable, generic_table
 from kerasseg.recipes import Recipe
 from kerasseg.runs import Run, newest_run
+from kerasseg.runtimes import is_exported
+from kerasseg.runtimes.description import Description, read
 from kerasseg.tables import did_you_mean
+
+RUN_OR_FILE = "run directory, .keras file, or exported .tflite, .onnx or SavedModel"
+"""What is said of RUN_OR_MODEL where exported files will do."""
 
 
 class Opened(NamedTuple):
@@ -20,16 +26,19 @@ class Opened(NamedTuple):
     labels: LabelTable | None
 
 
-def open_run_or_model(path: str | None, output_stride: int | None = None) -> Opened:
+def open_run_or_model(path: str | None, output_stride: int | None = None, *, exported: bool = False) -> Opened:
     """Opens a run directory or a `.keras` file.
 
     Args:
         path: Either; `None` is the newest run under runs/.
         output_stride: Another output stride than the run's own.
+        exported: Whether a file for devices (`.tflite`, `.onnx`, SavedModel) will do as well: where the network is only run.
     Raises:
         KerassegError: If it cannot be opened.
     """
     path = newest_run().path if path is None else Path(path)
+    if is_exported(path) and path.exists():
+        return _open_exported(path, output_stride, exported)
     run = Run(path) if path.is_dir() else None
     recipe = Recipe.from_json(run.recipe()).final() if run else None
     if recipe and recipe.features:
@@ -39,6 +48,42 @@ def open_run_or_model(path: str | None, output_stride: int | None = None) -> Ope
 
     model = load_model(path, output_stride=output_stride)
     return Opened(model, path, recipe, run.labels() if run else None)
+
+
+def _open_exported(path: Path, output_stride: int | None, allowed: bool) -> Opened:
+    """Opens an exported file; what a run knows besides, its description says."""
+    if not allowed:
+        raise KerassegError(f"{path} is an exported file: expected the run directory or .keras file that it was made of")
+    if output_stride is not None:
+        raise KerassegError(f"{path} keeps the output stride that it was exported with: omit --output-stride {output_stride}")
+    start_tensorflow()
+    from kerasseg.evaluation import load_model
+
+    model, description = load_model(path), read(path)
+    if description is None:
+        return Opened(model, path, None, None)
+    recipe = Recipe.from_json(description.recipe).final() if description.recipe else None
+    return Opened(model, path, recipe, _described_labels(description))
+
+
+def _described_labels(description: Description) -> LabelTable | None:
+    """The table of a data set, where the description names one of the same classes; else names and colours as they stand there."""
+    if not description.classes:
+        return None
+    known = LABELS.get(description.label_table)
+    if known is not None and known.classes == tuple(description.classes):
+        return known
+    return dataclasses.replace(
+        generic_table(description.classes, description.palette), name=description.label_table or description.network
+    )
+
+
+def root_of(path: Path) -> Path:
+    """Where the reports of a run, a folder, or of a file are."""
+    if path.is_dir():
+        return path
+    # Files of several formats may lie side by side.
+    return path.with_name(path.name.replace(".", "-")) if is_exported(path) else path.with_suffix("")
 
 
 def _features_of(run: Run) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kerasseg.cli.inference import add_inference_options, check_inference_options, check_out, chosen_inference
-from kerasseg.cli.opening import label_table, open_run_or_model, output_classes
+from kerasseg.cli.opening import RUN_OR_FILE, label_table, open_run_or_model, output_classes
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
 from kerasseg.errors import KerassegError
@@ -24,7 +24,9 @@ _LINES = 1024
 def parser() -> argparse.ArgumentParser:
     """Makes the parser of `tools/predict.py`."""
     made = make_parser("predict.py", "Label the pixels of photographs, at their own size.")
-    made.add_argument("model", metavar="RUN_OR_MODEL", help="run directory or .keras file")
+    made.add_argument("model", metavar="RUN_OR_MODEL", help=RUN_OR_FILE)
+    # Read before all others, since no network is named with it.
+    made.add_argument("--demo", action="store_true", help="the small network that comes along, without a RUN_OR_MODEL")
     made.add_argument(
         "images",
         nargs="+",
@@ -50,18 +52,20 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         KerassegError: If they cannot be followed; masks already written stay.
     """
+    if "--demo" in arguments:
+        from kerasseg.cli.demo import run_demo
+
+        return run_demo(arguments)
     options = parser().parse_args(arguments)
-    for kind in options.kinds or ():
-        if kind not in KINDS:
-            raise KerassegError(f"--kinds {kind}: expected some of {', '.join(KINDS)}")
+    check_kinds(options.kinds)
     check_inference_options(options)
     check_out(options.out)
-    images = list(_images(options.images))
+    images = list(find_images(options.images))
     photographs = [(path, name) for path, name in images if path.suffix.lower() != ARRAY_SUFFIX]
     arrays = [(path, name) for path, name in images if path.suffix.lower() == ARRAY_SUFFIX]
     _check_arrays(arrays, options)
     _check_apart(images, _written(photographs, arrays, options))
-    opened = open_run_or_model(options.model, options.output_stride)
+    opened = open_run_or_model(options.model, options.output_stride, exported=True)
     from kerasseg.evaluation.running import selected_output
 
     labels = label_table(opened, output_classes(selected_output(opened.model, options.output)), options.labels)
@@ -83,6 +87,13 @@ def run(arguments: Sequence[str]) -> None:
         _predict_array(opened.model, path, name, inference, options)
     kinds = options.submission or ", ".join(_kinds(options) if photographs else ["index"])
     print(f"masks: {options.out} ({kinds})")
+
+
+def check_kinds(kinds: Sequence[str] | None) -> None:
+    """Refuses a kind of mask that is not known; `None`: none were asked for."""
+    for kind in kinds or ():
+        if kind not in KINDS:
+            raise KerassegError(f"--kinds {kind}: expected some of {', '.join(KINDS)}")
 
 
 def _check_arrays(arrays, options) -> None:
@@ -139,7 +150,7 @@ def _predict_photographs(model, photographs, inference, labels, options) -> None
         for done, (path, name) in enumerate(photographs, start=1):
             image = decode_image(path)
             label = predict_with_classes(model, image, inference, name.as_posix()).classes
-            _write(Path(options.out), name, image, label, labels, _kinds(options))
+            write_masks(Path(options.out), name, image, label, labels, _kinds(options))
             if options.submission:
                 write_submission(options.out, options.submission, name.name, label)
             progress.update(done)
@@ -151,12 +162,11 @@ def _opened_array(model, path: Path, inference, options):
     Raises:
         KerassegError: If it is none, or cannot be labelled so.
     """
-    from kerasseg.evaluation import LARGE_WINDOWS
-    from kerasseg.evaluation.large import check_no_crf, open_image
+    from kerasseg.evaluation.large import check_no_crf, open_image, usual_windows
     from kerasseg.evaluation.running import selected_output
 
     check_no_crf(inference.crf)
-    image, windows = open_image(path), inference.method if options.windows is not None else LARGE_WINDOWS
+    image, windows = open_image(path), inference.method if options.windows is not None else usual_windows(model)
     return image, windows, windows.num_windows(image.shape[:2], windows.grid_of(selected_output(model, inference.output)))
 
 
@@ -170,8 +180,16 @@ def _predict_array(model, path: Path, name: Path, inference, options) -> None:
         predict_large(model, image, out, windows=windows, progress=lambda done, _: progress.update(done), **settings)
 
 
-def _images(paths: Sequence[str]):
-    """Yields (file, name of its masks); within a folder, subfolders are kept."""
+def find_images(paths: Sequence[str]):
+    """Finds the photographs, and arrays, that some paths are or hold.
+
+    Args:
+        paths: Files and folders.
+    Yields:
+        Pairs of a file and the name of its masks; within a folder, subfolders are kept.
+    Raises:
+        KerassegError: If a path is neither, a folder is empty, or two files would have the same masks.
+    """
     names = {}
     for path in map(Path, paths):
         if path.is_dir():
@@ -190,12 +208,21 @@ def _images(paths: Sequence[str]):
             yield file, name
 
 
-def _write(out: Path, name: Path, image, label, labels, kinds: Sequence[str]) -> None:
+def write_masks(out: Path, name: Path, image, label, labels, kinds: Sequence[str]) -> None:
+    """Writes the masks of one photograph.
+
+    Args:
+        out: Folder.
+        name: Of the masks, without suffix.
+        image: Shape `(H, W, 3)`, RGB 0–255.
+        label: Shape `(H, W)`, classes.
+        labels: Their names and colours.
+        kinds: Some of `KINDS`.
+    """
     import numpy as np
     from PIL import Image
 
-    from kerasseg.evaluation import overlay
-    from kerasseg.labels import colorize
+    from kerasseg.labels import colorize, overlay
     from kerasseg.runs import atomic_path
 
     def index():

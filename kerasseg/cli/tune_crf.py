@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(arguments)
     _check(options)
-    opened = open_run_or_model(options.model, options.output_stride)
+    opened = open_run_or_model(options.model, options.output_stride, exported=True)
     best = tune(opened, options)
     print(f"best: {best}\nuse it: python evaluate.py {opened.path} --crf {best}")
 

@@ -13,6 +13,8 @@ from kerasseg.evaluation.crf_store import score_parameters as score_parameters
 from kerasseg.evaluation.crf_store import store_logits as store_logits
 from kerasseg.evaluation.evaluator import evaluate as evaluate
 from kerasseg.evaluation.evaluator import score_predictions as score_predictions
+from kerasseg.evaluation.fitted import Fitted as Fitted
+from kerasseg.evaluation.fitted import fit_image as fit_image
 from kerasseg.evaluation.inference import TTA_FACTORS as TTA_FACTORS
 from kerasseg.evaluation.inference import Inference as Inference
 from kerasseg.evaluation.inference import Prediction as Prediction
@@ -34,7 +36,6 @@ from kerasseg.evaluation.methods import View as View
 from kerasseg.evaluation.methods import WholeImage as WholeImage
 from kerasseg.evaluation.proposals import Proposals as Proposals
 from kerasseg.evaluation.proposals import progressive as progressive
-from kerasseg.evaluation.report import overlay as overlay
 from kerasseg.evaluation.report import side_by_side as side_by_side
 from kerasseg.evaluation.report import write_report as write_report
 from kerasseg.evaluation.results import Evaluation as Evaluation
@@ -48,3 +49,4 @@ from kerasseg.evaluation.tiles import TILE_SIZES as TILE_SIZES
 from kerasseg.evaluation.tiles import Tiles as Tiles
 from kerasseg.evaluation.trimap import draw_trimaps as draw_trimaps
 from kerasseg.evaluation.windows import Windows as Windows
+from kerasseg.labels import overlay as overlay

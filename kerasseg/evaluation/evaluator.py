@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.exported import check_has_scores
+from kerasseg.evaluation.fitted import usual_method
 from kerasseg.evaluation.inference import Inference, Prediction, predict_batch
 from kerasseg.evaluation.measures import Measure, requested
 from kerasseg.evaluation.results import Evaluation, ImageScore, Timing
@@ -43,7 +45,7 @@ def evaluate(
         model: As for `predict`.
         data: Data set with labels: `len`, indexing to examples, and `labels`, its label table. Where it has several label maps,
             `labels` and each example's `label` are mappings from the network's output to table and map.
-        inference: How to run the network; `None`: as it is, at scale 1. Its `output` picks one of several label maps as well.
+        inference: How to run the network; `None`: on whole images at scale 1. Its `output` picks one of several label maps as well.
         progress: Called with (images done, images in all) after each image.
         limit: Only so many images, the first ones.
         boundary: Up to how many pixels from the boundary of objects to score apart from the rest; `None`: not.
@@ -62,7 +64,8 @@ def evaluate(
             at all is labelled, the network's number of classes is not the data set's, a class to exclude is unknown or none
             would be left, or there is no photograph for the CRF.
     """
-    inference = inference or Inference()
+    inference = inference or Inference(method=usual_method(model))
+    check_has_scores(model, inference, calibration=calibration)
     task = _task(data.labels, inference.output, model)
     labels = data.labels if task is None else data.labels[task]
     excluded = excluded_classes(labels, exclude)

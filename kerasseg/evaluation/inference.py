@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.crf import crf_logits, crf_parameters, described, marginals
+from kerasseg.evaluation.exported import check_has_scores
+from kerasseg.evaluation.fitted import usual_method
 from kerasseg.evaluation.images import image_array, name_of
 from kerasseg.evaluation.methods import Method, View, WholeImage, as_probabilities, scaled_size
 from kerasseg.evaluation.running import resized, selected_output
@@ -32,7 +34,8 @@ class Inference:
         scales: Factors by which the image is resized before the network, each positive. A network trained at half resolution
             has `(0.5,)`.
         flip: Whether to run every scale mirrored left to right as well.
-        method: How the network is run on each of these pictures.
+        method: How the network is run on each of these pictures. `predict` and the evaluator choose one that suits the network
+            where none is given.
         crf: Parameters of a dense CRF behind all that, on the photograph at its own size: name in `kerasseg.crf.PARAMETERS`,
             `kerasseg.crf.Parameters`, or a file of `tools/tune_crf.py`; `None`: no CRF. It starts from the scores of a network that
             saw one picture, or from the largest of several; else from −log of the averaged probabilities.
@@ -146,7 +149,7 @@ def probabilities(
         image: As for `predict`.
         scales: As in `Inference`.
         flip: As in `Inference`.
-        method: As in `Inference`; `None`: the whole image.
+        method: As for `predict`.
         crf: As in `Inference`.
         name: As for `predict`.
         fusion: As in `Inference`.
@@ -156,7 +159,7 @@ def probabilities(
     Raises:
         KerassegError: As `predict`.
     """
-    inference = Inference(scales, flip, WholeImage() if method is None else method, crf, fusion, output)
+    inference = Inference(scales, flip, usual_method(model) if method is None else method, crf, fusion, output)
     (total,), kind = combined(model, [image_array(image)], inference, [name_of(image, name)])
     return as_probabilities(total, kind).numpy()
 
@@ -181,7 +184,7 @@ def predict(
             channels (RGB-D) take arrays of as many, the colours first.
         scales: As in `Inference`.
         flip: As in `Inference`.
-        method: As in `Inference`; `None`: the whole image.
+        method: As in `Inference`; `None`: the whole image, `Fitted` into a network that takes one size only.
         crf: As in `Inference`.
         name: What the image is called in a file of boxes; `None`: the file's name without its suffix, if `image` is a path.
         fusion: As in `Inference`.
@@ -193,7 +196,7 @@ def predict(
     Example:
         >>> kerasseg.colorize(kerasseg.predict(model, "photo.jpg"))
     """
-    inference = Inference(scales, flip, WholeImage() if method is None else method, crf, fusion, output)
+    inference = Inference(scales, flip, usual_method(model) if method is None else method, crf, fusion, output)
     return predict_with_classes(model, image_array(image), inference, name_of(image, name)).classes
 
 
@@ -274,6 +277,7 @@ def logits_for_crf(model, image: np.ndarray, inference: Inference, name: str | N
     Returns:
         Shape `(H, W, C)`, float32: the negative of the unary energy.
     """
+    check_has_scores(model, inference, crf=True)
     (total,), kind = combined(model, [image], dataclasses.replace(inference, crf=None), [name])
     return crf_logits(total, kind)
 
@@ -291,6 +295,7 @@ def combined(model, images, inference, names):
     Raises:
         KerassegError: As `predict`.
     """
+    check_has_scores(model, inference)
     model = selected_output(model, inference.output)
     views, kind = _views(model, images, inference, names), inference.method.kind
     if inference.is_single:

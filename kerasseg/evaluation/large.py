@@ -1,5 +1,6 @@
 """Labelling images of any size, in memory that does not grow with them."""
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.fitted import fixed_size
 from kerasseg.evaluation.images import check_colors, check_image, image_array
 from kerasseg.evaluation.inference import Inference, combined
 from kerasseg.evaluation.running import selected_output
@@ -72,6 +74,18 @@ def predict_large(
     with atomic_path(out) as temporary:
         _write_map(temporary, blocks, kind, image.shape[:2])
     return np.load(out, mmap_mode="r")
+
+
+def usual_windows(model) -> Windows:
+    """The windows of a network where nobody asks for others: of its own size, if it takes one size only.
+
+    Args:
+        model: The network.
+    Returns:
+        `LARGE_WINDOWS`, or the like of that size, which share an eighth.
+    """
+    size = fixed_size(model)
+    return LARGE_WINDOWS if size is None else dataclasses.replace(LARGE_WINDOWS, size=size, overlap=min(size) // 8)
 
 
 def check_no_crf(crf) -> None:

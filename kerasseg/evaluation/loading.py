@@ -11,20 +11,23 @@ from kerasseg import losses as losses
 from kerasseg import metrics as metrics
 from kerasseg import optimizers as optimizers
 from kerasseg.errors import KerassegError
+from kerasseg.evaluation.exported import open_exported
 from kerasseg.interop import transplant
 from kerasseg.recipes import Recipe
-from kerasseg.recipes.building import build_network
+from kerasseg.recipes.building import build_network, training_network
 from kerasseg.runs import Run
+from kerasseg.runtimes import is_exported
 
 
 def load_model(path, *, output_stride: int | None = None) -> keras.Model:
-    """Opens a saved network, with every class of this library registered.
+    """Opens a saved network, with every class of this library registered, or an exported file.
 
     Args:
-        path: A `.keras` file, or a run directory.
+        path: A `.keras` file, or a run directory; or a `.tflite` or `.onnx` file or the folder of a SavedModel, which becomes a
+            model of one layer that runs the file (`kerasseg.evaluation.exported`).
         output_stride: Another output stride than the network was trained at, with the same weights; of run directories only.
     Returns:
-        The model; compiled, if it was when it was saved.
+        The model; compiled, if it was when it was saved. Of an exported file it can be run, not trained.
     Raises:
         KerassegError: If there is nothing at the path, it is not a network that Keras can open, or it cannot be had at that stride.
     Reference:
@@ -32,8 +35,10 @@ def load_model(path, *, output_stride: int | None = None) -> keras.Model:
     """
     path = Path(path)
     if not path.exists():
-        raise KerassegError(f"no model at '{path}': expected a .keras file or a run directory")
-    if path.is_dir():
+        raise KerassegError(f"no model at '{path}': expected a .keras file, a run directory or an exported file")
+    if is_exported(path) and output_stride is None:
+        return open_exported(path)
+    if path.is_dir() and not is_exported(path):
         model = _open_run(Run(path))
         return model if output_stride is None else _at_stride(model, Run(path), output_stride)
     if output_stride is not None:
@@ -43,7 +48,8 @@ def load_model(path, *, output_stride: int | None = None) -> keras.Model:
         )
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise KerassegError(
-            f"'{path}' is not a .keras file, or a damaged one: expected what model.save('name.keras') wrote, or a run directory"
+            f"'{path}' is not a .keras file, or a damaged one: expected what model.save('name.keras') wrote, a run directory, or "
+            "an exported file (.tflite, .onnx, SavedModel)"
         )
     try:
         return keras.models.load_model(path)
@@ -67,12 +73,12 @@ def _open_run(run: Run) -> keras.Model:
         raise KerassegError(
             f"{run.path} holds neither model.keras nor a checkpoint yet: train it further with --run-dir {run.path}"
         )
-    model = build_network(recipe.as_trained(), labels.num_classes, initial_weights=False)
+    model = training_network(recipe, labels.num_classes, initial_weights=False)
     # The trainer names them model/<index>/<path>; the optimizer's are left aside.
     values = {name.split("/")[1]: value for name, value in state[1].items() if name.startswith("model/")}
     for index, variable in enumerate(model.variables):
         variable.assign(values[f"{index:04d}"])
-    return evaluation_network(recipe, model, labels.num_classes) if recipe.training_arguments else model
+    return evaluation_network(recipe, model, labels.num_classes) if recipe.trains_another_form else model
 
 
 def _at_stride(model: keras.Model, run: Run, output_stride: int) -> keras.Model:

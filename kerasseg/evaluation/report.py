@@ -20,28 +20,6 @@ _INK = (20, 20, 20)
 _PAPER = (255, 255, 255)
 
 
-def overlay(image, label, labels, alpha: float = 0.5) -> np.ndarray:
-    """Lays the colours of a label over its photograph.
-
-    Args:
-        image: Shape `(H, W, 3)`, RGB 0–255.
-        label: Shape `(H, W)`, classes; ignored pixels (255) show the photograph alone.
-        labels: Label table with the palette.
-        alpha: How much of the colour shows, 0–1.
-    Returns:
-        Shape `(H, W, 3)`, uint8.
-    Raises:
-        KerassegError: If alpha is out of range or the sizes differ.
-    """
-    image, label = np.asarray(image), np.asarray(label)
-    if not 0 <= alpha <= 1:
-        raise KerassegError(f"alpha {alpha}: expected 0 (photograph only) to 1 (colours only)")
-    if image.shape[:2] != label.shape:
-        raise KerassegError(f"label of shape {label.shape} on an image of shape {image.shape}: expected the same height and width")
-    mixed = (1 - alpha) * image + alpha * colorize(label, labels)
-    return np.rint(np.where((label == IGNORE)[..., np.newaxis], image, mixed)).astype(np.uint8)
-
-
 def side_by_side(examples, predictions, labels, path=None) -> PIL.Image.Image:
     """Draws one row per example: photograph, ground truth, prediction; below them a legend of the classes.
 

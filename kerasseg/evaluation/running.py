@@ -176,8 +176,8 @@ def check_shape(model, shape: tuple[int, int, int], what: str) -> None:
         raise KerassegError(f"the network takes input of shape {expected}, received an image of shape {shape}")
     if any(fixed not in (None, given) for fixed, given in zip(expected[:2], shape[:2], strict=True)):
         raise KerassegError(
-            f"{what} is {shape[0]}x{shape[1]}, but the network takes only {expected[0]}x{expected[1]}: resize the image, or "
-            "build the network with input_shape=(None, None, 3)"
+            f"{what} is {shape[0]}x{shape[1]}, but the network takes only {expected[0]}x{expected[1]}: resize the image, "
+            "use windows of that size, or build (or export) the network for images of any size"
         )
 
 
