@@ -11,7 +11,8 @@ import kerasseg.backbones.atrous
 from kerasseg import KerassegError, load_model
 from kerasseg.backbones import atrous_rules
 from kerasseg.backbones.atrous import atrous
-from kerasseg.export.tflite import _convert
+from kerasseg.export import Target, trace
+from kerasseg.export.tflite import convert_tflite
 from kerasseg.layers import AtrousPadding2D, AtrousPooling2D, BatchNormalization, Conv2D
 
 NETWORKS = keras.applications
@@ -249,7 +250,8 @@ def test_exported_files_keep_the_dilated_convolutions():
     extractor = atrous(randomized(net, image), 8)
     fixed = keras.Input((97, 97, 3), batch_size=1)
     # At a static size the borders are constants.
-    interpreter = litert.Interpreter(model_content=_convert(keras.Model(fixed, extractor(fixed)["8"]), (1, 97, 97, 3)))
+    function = trace(keras.Model(fixed, extractor(fixed)["8"]), Target(input_size=(97, 97)))
+    interpreter = litert.Interpreter(model_content=convert_tflite(function).content)
     operations = [operation["op_name"] for operation in interpreter._get_ops_details()]
     assert operations.count("DEPTHWISE_CONV_2D") == 17
     assert not any("BATCH" in name for name in operations)

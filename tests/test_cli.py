@@ -116,7 +116,7 @@ def test_evaluate_reports_into_the_run(place, capsys):
 
 def test_export_writes_a_file_that_was_compared(place, tmp_path, capsys):
     assert run(export, place / "eleven", "--out", tmp_path / "a.tflite") == 0
-    assert "against Keras on 4 images: relative error" in capsys.readouterr().out
+    assert "against Keras on 6 images (4 of them photographs): relative error" in capsys.readouterr().out
     beside = json.loads((tmp_path / "a.json").read_text())
     # The size of the run's own first validation image.
     assert beside["input"]["shape"] == [1, 40, 48, 3] and len(beside["classes"]) == 11
@@ -304,7 +304,7 @@ MISTAKES = {
         "has 11 classes, the network 6",
     ),
     "suffix": (export, ("{place}/six", "--out", "{place}/model.onnx"), "expected a file name that ends in .tflite"),
-    "format": (export, ("{place}/six", "--format", "onnx"), "expected one of tflite"),
+    "format": (export, ("{place}/six", "--format", "onix"), "unknown format 'onix': did you mean 'onnx'?"),
     "size": (export, ("{place}/six/model.keras", "--out", "{place}/new.tflite"), "pass --input-size"),
 }
 

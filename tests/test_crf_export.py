@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 from helpers import QUICK, assert_close, give_random_weights, images
-from test_export import run_file
+from test_export import export, run_file
 
 from kerasseg.cli import export as command
 from kerasseg.crf import MeanField
-from kerasseg.export import cut_for_tflite, cutting, export_tflite
+from kerasseg.export import cut_for, cutting
 from kerasseg.labels import generic_table
 from kerasseg.layers import Conv2D
 from kerasseg.models import MODELS
@@ -34,7 +34,7 @@ class Refinement(keras.layers.Layer):
 
 @pytest.fixture
 def registered(monkeypatch):
-    monkeypatch.setitem(cutting.UNCONVERTIBLE, Refinement, lambda layer: "it doubles" if layer.factor == 2 else None)
+    monkeypatch.setitem(cutting.UNCONVERTIBLE, Refinement, lambda layer, format: "it doubles" if layer.factor == 2 else None)
 
 
 def network(*layers):
@@ -57,7 +57,7 @@ def crf(**arguments):
 
 def test_what_cannot_be_held_is_left_out(registered):
     model = network(Refinement(name="refine"))
-    cut = cut_for_tflite(model)
+    cut = cut_for(model, "tflite")
     assert cut.left_out == "refine (Refinement): it doubles"
     assert cut.model.name == "refined" and [layer.name for layer in cut.model.layers] == ["image", "small", "score"]
     assert cut.model.get_layer("score") is model.get_layer("score")
@@ -66,7 +66,7 @@ def test_what_cannot_be_held_is_left_out(registered):
 
 def test_what_only_crops_behind_it_stays(registered):
     model = network(Refinement(), keras.layers.Cropping2D(3), keras.layers.Activation("linear"))
-    cut = cut_for_tflite(model)
+    cut = cut_for(model, "tflite")
     assert cut.left_out and cut.model.output.shape == model.output.shape
     assert_close(2 * np.asarray(cut.model(images())), model(images()), 1e-6)
     # Copies stand behind: the layers of the network are called no second time.
@@ -75,45 +75,45 @@ def test_what_only_crops_behind_it_stays(registered):
 
 def test_two_of_them_are_both_left_out(registered):
     model = network(Refinement(name="one"), Refinement(name="two"))
-    cut = cut_for_tflite(model)
+    cut = cut_for(model, "tflite")
     assert [part.split()[0] for part in cut.left_out.split("; ")] == ["two", "one"]
     assert_close(4 * np.asarray(cut.model(images())), model(images()), 1e-6)
 
 
 def test_what_can_be_held_is_left_alone(registered):
     plain = network()
-    assert cut_for_tflite(plain) == (plain, None)
+    assert cut_for(plain, "tflite") == (plain, None)
     # Not at the end: there is no network without it.
     inside = network(Refinement(), Conv2D(4, 1))
-    assert cut_for_tflite(inside) == (inside, None)
+    assert cut_for(inside, "tflite") == (inside, None)
     heads = MODELS["fcn32s"]({"semantic": 5, "geometric": 3}, **QUICK, padding="same")
-    assert cut_for_tflite(heads) == (heads, None)
+    assert cut_for(heads, "tflite") == (heads, None)
     tripled = network(Refinement(3))
-    assert cut_for_tflite(tripled) == (tripled, None)
+    assert cut_for(tripled, "tflite") == (tripled, None)
 
 
 def test_a_file_ends_before_the_lattice(tmp_path):
     model = network(crf())
-    parity = export_tflite(model, tmp_path / "model.tflite", input_size=SIZE)
-    assert parity.relative_error < 1e-4 and parity.argmax_agreement > 0.999
+    parity = export(model, tmp_path / "model.tflite", SIZE).parity
+    assert parity["relative_error"] < 1e-4 and parity["argmax_agreement"] > 0.999
     image = np.float32(images(SIZE, 1))
     before = unaries(model, "score", image)
     assert_close(run_file(tmp_path / "model.tflite", image), before)
     assert np.abs(np.asarray(model(image)) - before).max() > 0.1 * np.abs(before).max(), "the CRF does nothing"
     beside = json.loads((tmp_path / "model.json").read_text())
     assert beside["left_out"].startswith("crf (MeanField): ") and "\n" not in beside["left_out"]
-    assert beside["output"] == {"shape": [1, *SIZE, 5], "type": "float32", "meaning": "logits"}
+    assert beside["outputs"] == {"logits": {"shape": [1, *SIZE, 5], "type": "float32", "meaning": "logits"}}
 
 
 def test_without_a_crf_nothing_is_left_out(tmp_path):
-    export_tflite(network(), tmp_path / "model.tflite", input_size=SIZE)
+    export(network(), tmp_path / "model.tflite", SIZE)
     assert json.loads((tmp_path / "model.json").read_text())["left_out"] is None
 
 
 def test_the_exact_form_is_in_the_file(tmp_path):
     model = network(crf(method="exact"))
-    parity = export_tflite(model, tmp_path / "model.tflite", input_size=(16, 24))
-    assert parity.relative_error < 1e-4 and parity.argmax_agreement > 0.999
+    parity = export(model, tmp_path / "model.tflite", (16, 24)).parity
+    assert parity["relative_error"] < 1e-4 and parity["argmax_agreement"] > 0.999
     assert json.loads((tmp_path / "model.json").read_text())["left_out"] is None
     image = np.float32(images((16, 24), 1, block=8))
     refined = np.asarray(model(image))
@@ -123,7 +123,7 @@ def test_the_exact_form_is_in_the_file(tmp_path):
 
 def test_crf_rnn_ends_with_its_unaries(tmp_path):
     model = give_random_weights(MODELS["crf_rnn"](5, **QUICK, padding="same", iterations=2))
-    export_tflite(model, tmp_path / "model.tflite", input_size=SIZE)
+    export(model, tmp_path / "model.tflite", SIZE)
     image = np.float32(images(SIZE, 1))
     assert_close(run_file(tmp_path / "model.tflite", image), unaries(model, "coarse", image))
 
@@ -136,7 +136,7 @@ def test_the_crf_of_the_evaluation_is_told_of(tmp_path, capsys):
         network(*layers).save(tmp_path / name / "model.keras")
         command.run([str(tmp_path / name), "--input-size", "32x40"])
         lines = capsys.readouterr().out.splitlines()
-        left_out = json.loads((tmp_path / name / "model.json").read_text())["left_out"]
+        left_out = json.loads((tmp_path / name / "export/tflite-32x40/model.json").read_text())["left_out"]
         sentence = "the DenseCRF of the evaluation (deeplab_v1) is not in the file, which gives what it would start from"
         assert (sentence in lines) == bool(crf_of_recipe)
         if name == "refined":

@@ -15,7 +15,7 @@ from kerasseg import KerassegError, load_model
 from kerasseg.cli.options import offered_arguments
 from kerasseg.data import Flip, ObjectCrops, ProposalCrops, RandomCrop, Resize, open_data, training_batches
 from kerasseg.data.object_crops import object_boxes
-from kerasseg.export import export_tflite
+from kerasseg.export import Target, export_model
 from kerasseg.interop import load_caffe
 from kerasseg.layers import BatchNormalization, Geometry, MaxPoolingWithMask2D, MaxUnpooling2D
 from kerasseg.models import MODELS
@@ -294,8 +294,9 @@ def test_full_width_is_needed_for_imagenets_weights():
 def test_the_tflite_file_computes_the_same(tmp_path):
     model = random_model("deconvnet")
     # Not of flat areas, where cells of a window are equal but for rounding, so that any of them may be the maximum.
-    parity = export_tflite(model, tmp_path / "deconvnet.tflite", input_size=(224, 224))
-    assert parity.relative_error <= 1e-4 and parity.images == 2
+    exported = export_model(model, tmp_path / "deconvnet.tflite", Target(input_size=(224, 224)), measure_latency=False)
+    parity = exported.description.parity
+    assert parity["relative_error"] <= 1e-4 and parity["images"] == 2
     print(f"deconvnet TFLite: {parity}")
 
 

@@ -5,10 +5,12 @@ from collections import Counter
 import keras
 import pytest
 import tensorflow as tf
-from helpers import QUICK, give_random_weights
+from helpers import QUICK, give_random_weights, images
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from kerasseg.export import export_tflite
+from kerasseg.export.forms import QUANTIZATIONS, Target
+from kerasseg.export.graph import trace
+from kerasseg.export.tflite import convert_tflite
 from kerasseg.layers import BatchNormalization, Conv2D
 from kerasseg.models import MODELS
 
@@ -36,15 +38,16 @@ def dilated(convolution):
 
 
 def convert(model, shape):
-    """As `export_tflite`, but for any shape and without the comparison."""
+    """As `convert_tflite`, but for any shape."""
     traced = tf.function(lambda image: {"logits": model(image, training=False)}, [tf.TensorSpec(shape, name="image")])
     frozen = convert_variables_to_constants_v2(traced.get_concrete_function())
     return tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert()
 
 
-def test_a_small_network(interpreter, tmp_path):
-    export_tflite(dilated(Conv2D), tmp_path / "model.tflite", input_size=(33, 41))
-    counted = operations(interpreter, (tmp_path / "model.tflite").read_bytes())
+@pytest.mark.parametrize("quantize", QUANTIZATIONS)
+def test_a_small_network(interpreter, quantize):
+    function, photographs = trace(dilated(Conv2D), Target(input_size=(33, 41))), images((33, 41), block=8)
+    counted = operations(interpreter, convert_tflite(function, quantize=quantize, calibration=photographs).content)
     assert counted["CONV_2D"] == 4 and not REARRANGING & set(counted)
 
 
@@ -64,11 +67,10 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("arch", NETWORKS)
-def test_the_papers_networks(arch, interpreter, tmp_path):
+def test_the_papers_networks(arch, interpreter):
     arguments, count, rate = NETWORKS[arch]
     model = give_random_weights(MODELS[arch](5, **QUICK, **arguments))
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(convolutions) == count and max(layer.dilation_rate[0] for layer in convolutions) == rate
-    export_tflite(model, tmp_path / "model.tflite", input_size=(65, 97))
-    counted = operations(interpreter, (tmp_path / "model.tflite").read_bytes())
+    counted = operations(interpreter, convert_tflite(trace(model, Target(input_size=(65, 97)))).content)
     assert counted["CONV_2D"] == count and not REARRANGING & set(counted), counted

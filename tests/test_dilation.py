@@ -20,7 +20,7 @@ from test_dilated_export import REARRANGING, interpreter, operations  # noqa: F4
 
 from kerasseg import KerassegError, load_model
 from kerasseg.backbones import vgg
-from kerasseg.export import export_tflite
+from kerasseg.export import Target, export_model
 from kerasseg.interop import load_caffe
 from kerasseg.layers import ReflectionPadding2D, coordinate_map
 from kerasseg.models import MODELS
@@ -351,9 +351,10 @@ def test_reflection_is_opencvs():
 @pytest.mark.parametrize("arch", ARCHS[1:])
 def test_exported_files_compute_what_keras_does(arch, interpreter, tmp_path):  # noqa: F811
     model = random_model(arch)
-    parity = export_tflite(model, tmp_path / "model.tflite", input_size=(33, 47), images=list(images((33, 47), block=8)))
+    target, photographs = Target(input_size=(33, 47)), list(images((33, 47), block=8))
+    parity = export_model(model, tmp_path / "model.tflite", target, images=photographs, measure_latency=False).description.parity
     print(f"{arch}: {parity}")
-    assert parity.relative_error < 1e-4 and parity.argmax_agreement > 0.999
+    assert parity["relative_error"] < 1e-4 and parity["argmax_agreement"] > 0.999
     counted = operations(interpreter, (tmp_path / "model.tflite").read_bytes())
     # VGG16's 13, fc6, fc7 and final, and the module's.
     assert counted["CONV_2D"] == 16 + int(arch.removeprefix("dilation")) and not REARRANGING & set(counted), counted

@@ -1,30 +1,38 @@
+"""Networks as files: what goes in, what comes out, and that it is what Keras computes."""
+
 import json
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from helpers import QUICK, give_random_weights, images, random_model
 
 from kerasseg import KerassegError
-from kerasseg.export import Parity, export_tflite, measure_parity, tflite
+from kerasseg.export import RESULTS, Target, check_file, export_model
+from kerasseg.export.parity import Parity, Tolerance
 from kerasseg.labels import LABELS, generic_table
+from kerasseg.layers import AlignedResizeLike, Conv2D
 from kerasseg.models import MODELS
+from kerasseg.recipes import RECIPES
+from kerasseg.runtimes import open_file
 
 SIZE = (33, 47)
 
 
-def network(arch, num_classes=5, **arguments):
-    """A narrow network whose every weight is random, so that the logits vary."""
-    model = MODELS[arch](num_classes, width_multiplier=1 / 16, **arguments)
-    generator = np.random.default_rng(0)
-    for weight in model.trainable_variables:
-        fan_in = max(1, int(np.prod(weight.shape[:-1])))
-        weight.assign(generator.normal(0, (2 / fan_in) ** 0.5 if len(weight.shape) > 1 else 0.1, weight.shape))
-    return model
+def tiny(classes=5, channels=3, size=(None, None), heads=None):
+    """Scores at a quarter of the size, brought to the image, corners on corners."""
+    image = keras.Input((*size, channels), name="image")
+    x = Conv2D(6, 3, padding="same", activation="relu")(keras.layers.Rescaling(1 / 64)(image))
+    x = keras.layers.MaxPooling2D(4, padding="same")(x)
+    heads = heads or {"score": classes}
+    outputs = {name: AlignedResizeLike(name=name)([Conv2D(count, 3, padding="same")(x), image]) for name, count in heads.items()}
+    return give_random_weights(keras.Model(image, outputs if len(outputs) > 1 else outputs["score"], name="tiny"))
 
 
 @pytest.fixture(scope="module")
 def small():
-    return network("fcn32s", padding="same")
+    return tiny()
 
 
 def run_file(path, image):
@@ -39,15 +47,21 @@ def run_file(path, image):
     return interpreter.get_tensor(result["index"])
 
 
-@pytest.mark.parametrize("padding", ["same", "authors"])
-@pytest.mark.parametrize("arch", ["fcn8s", "fcn32s", "fcn_alexnet"])
+def export(model, path, size=SIZE, *, images=(), labels=None, **target):
+    """Exports without timing."""
+    target = Target(input_size=size, **target)
+    return export_model(model, path, target, images=images, labels=labels, measure_latency=False).description
+
+
+@pytest.mark.parametrize(("arch", "padding"), [("fcn8s", "same"), ("fcn_alexnet", "authors")])
 def test_a_file_computes_what_keras_does(tmp_path, arch, padding):
-    model = network(arch, padding=padding)
+    model = random_model(arch, padding=padding)
     path = tmp_path / "new" / "model.tflite"
     labels = generic_table(["a", "b", "c", "d", "e"])
-    photograph = np.random.default_rng(5).integers(0, 256, (*SIZE, 3), np.uint8)
-    parity = export_tflite(model, path, input_size=SIZE, labels=labels, images=[photograph])
-    assert parity.images == 3 and 0 <= parity.relative_error < 1e-4 and parity.argmax_agreement > 0.999
+    photograph = images(SIZE, 1, block=8)[0]
+    described = export_model(model, path, Target(input_size=SIZE), labels=labels, images=[photograph]).description
+    assert described.parity["images"] == 3 and described.parity["real_images"] == 1
+    assert 0 <= described.parity["relative_error"] < 1e-4 and described.parity["argmax_agreement"] > 0.999
     image = np.random.default_rng(9).uniform(0, 255, (1, *SIZE, 3)).astype(np.float32)
     ours, theirs = run_file(path, image), np.asarray(model(image, training=False))
     assert ours.shape == (1, *SIZE, 5) and np.ptp(theirs) > 1e-2 * np.abs(theirs).max()
@@ -55,89 +69,267 @@ def test_a_file_computes_what_keras_does(tmp_path, arch, padding):
     beside = json.loads(path.with_suffix(".json").read_text())
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.json", "model.tflite"]
     assert beside["classes"] == list("abcde") and beside["palette"] == [list(color) for color in labels.palette]
-    assert beside["input"]["shape"] == [1, *SIZE, 3] and beside["output"]["shape"] == [1, *SIZE, 5]
-    assert beside["bytes"] == path.stat().st_size and beside["parity"] == parity._asdict()
+    assert beside["input"] == {
+        "name": "image",
+        "shape": [1, *SIZE, 3],
+        "type": "float32",
+        "range": [0, 255],
+        "channels": "RGB",
+        "preprocessing": "inside",
+    }
+    assert beside["outputs"] == {"logits": {"shape": [1, *SIZE, 5], "type": "float32", "meaning": "logits"}}
+    assert beside["bytes"] == path.stat().st_size and beside == described.to_json()
+    assert beside["operations"]["CONV_2D"] >= 8
+    timed = beside["latency"]
+    assert timed["milliseconds"] > 0 and timed["runs"] >= 3 and timed["threads"] >= 1 and timed["processor"]
 
 
-@pytest.mark.parametrize("before", [None, b"old"])
-def test_a_file_that_disagrees_is_not_left(tmp_path, monkeypatch, small, before):
-    path = tmp_path / "model.tflite"
-    if before:
-        path.write_bytes(before)
-    right = tflite._litert_runner
-
-    def wrong(file):
-        run = right(file)
-        return lambda image: run(image) * np.float32(1.001)
-
-    monkeypatch.setattr(tflite, "_litert_runner", wrong)
-    with pytest.raises(KerassegError, match=r"disagrees with Keras: relative error 0\.001 .* no file was written"):
-        export_tflite(small, path, input_size=SIZE)
-    assert [file.name for file in tmp_path.iterdir()] == (["model.tflite"] if before else [])
-    assert not before or path.read_bytes() == before
-    # The same with a wider tolerance passes: it is the tolerance that refused.
-    assert export_tflite(small, path, input_size=SIZE, tolerance=2e-3).relative_error == pytest.approx(1e-3, rel=0.05)
+@pytest.mark.parametrize("format", ["onnx", "saved_model"])
+def test_any_size_and_any_number(tmp_path, small, format):
+    path = tmp_path / ("model.onnx" if format == "onnx" else "saved")
+    described = export(small, path, None, format=format, batch_size=None)
+    # Noise and a smooth pair, at two sizes.
+    assert described.input["shape"] == [None, None, None, 3] and described.parity["images"] == 8
+    assert described.outputs["logits"]["shape"] == [None, None, None, 5]
+    for size, batch in (((40, 61), 3), (SIZE, 1)):
+        image = np.float32(images(size, batch, block=8))
+        ours, theirs = open_file(path).run(image)["logits"], np.asarray(small(image))
+        assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
-def test_nan_never_passes(tmp_path, monkeypatch, small):
-    monkeypatch.setattr(tflite, "_litert_runner", lambda file: lambda image: np.full((*image.shape[:3], 5), np.nan))
-    with pytest.raises(KerassegError, match="disagrees"):
-        export_tflite(small, tmp_path / "a.tflite", input_size=SIZE, tolerance=1e6)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("format", ["tflite", "onnx", "saved_model"])
+def test_a_batch_of_three(tmp_path, small, format):
+    path = tmp_path / {"tflite": "a.tflite", "onnx": "a.onnx", "saved_model": "a"}[format]
+    assert export(small, path, format=format, batch_size=3).input["shape"] == [3, *SIZE, 3]
+    image = np.float32(images(SIZE, 4, block=8))
+    np.testing.assert_allclose(open_file(path).run(image)["logits"], small(image), rtol=1e-3, atol=1e-3)
+
+
+def test_two_heads(tmp_path):
+    model = tiny(heads={"semantic": 5, "geometric": 3})
+    image = np.float32(images(SIZE, 1, block=8))
+    both = export(model, tmp_path / "both.tflite")
+    assert {name: output["shape"][-1] for name, output in both.outputs.items()} == {"semantic": 5, "geometric": 3}
+    found, theirs = open_file(tmp_path / "both.tflite").run(image), model(image)
+    for name in ("semantic", "geometric"):
+        assert np.abs(found[name] - theirs[name]).max() <= 1e-4 * np.abs(theirs[name]).max()
+    one = export(model, tmp_path / "one.tflite", output="geometric", result="labels")
+    assert one.outputs["labels"]["head"] == "geometric"
+    np.testing.assert_array_equal(open_file(tmp_path / "one.tflite").run(image)["labels"], np.argmax(theirs["geometric"], -1))
+    assert check_file(tmp_path / "one.tflite", model).argmax_agreement == 1
+    with pytest.raises(KerassegError, match="tiny has no output 'geometry': did you mean 'geometric'"):
+        export(model, tmp_path / "none.tflite", output="geometry")
+
+
+def test_the_recipe_stands_in_the_description(tmp_path, small):
+    recipe = RECIPES["shapes"].override(data_dir=str(tmp_path), image_scale=0.5)
+    target = Target(input_size=SIZE)
+    written = export_model(
+        small, tmp_path / "a.tflite", target, recipe=recipe, labels=generic_table("abcde"), measure_latency=False
+    )
+    beside = json.loads((tmp_path / "a.json").read_text())
+    assert beside["recipe"]["image_scale"] == 0.5 and "data_dir" not in beside["recipe"] and beside["latency"] is None
+    assert str(tmp_path) not in (tmp_path / "a.json").read_text()
+    assert written.description.label_table == generic_table("abcde").name
+
+
+# Hostile networks and images.
+
+
+def first(shape, classes=3, **arguments):
+    """One convolution with weights that see every channel."""
+    image = keras.Input(shape)
+    return give_random_weights(
+        keras.Model(image, Conv2D(classes, 3, padding="same", name="score", **arguments)(image), name="first")
+    )
+
+
+def test_images_one_pixel_wide(tmp_path):
+    authors, dilated = random_model("fcn32s"), random_model("deeplab_v1_largefov")
+    for model, size in ((authors, (1, 1)), (authors, (65, 1)), (dilated, (1, 97)), (dilated, (65, 97))):
+        described = export(model, tmp_path / "a.tflite", size)
+        assert described.outputs["logits"]["shape"] == [1, *size, 5]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 150])
+def test_few_and_many_classes(tmp_path, classes):
+    model = tiny(classes)
+    assert export(model, tmp_path / "a.tflite").outputs["logits"]["shape"][-1] == classes
+    assert export(model, tmp_path / "b.tflite", result="labels").parity["argmax_agreement"] > 0.999
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_other_channels(tmp_path, channels):
+    spec = {"mean": [100.0] * channels, "scale": [0.02] * channels}
+    shape = (None, None, channels)
+    model = give_random_weights(MODELS["fcn32s"](5, **QUICK, padding="same", preprocessing=spec, input_shape=shape))
+    for format, name in (("tflite", "a.tflite"), ("onnx", "b.onnx")):
+        described = export(model, tmp_path / name, format=format, images=images(SIZE, 1, channels))
+        assert described.input["channels"] is None and described.input["shape"][-1] == channels
+
+
+@keras.saving.register_keras_serializable("tests")
+class Tripled(keras.layers.Layer):
+    def call(self, x):
+        return 3 * tf.nn.tanh(x / 128) + x
+
+
+@keras.saving.register_keras_serializable("tests")
+class Mine(keras.layers.Layer):
+    """An operation that TFLite lacks itself; TensorFlow's own ones for TFLite have some of those."""
+
+    def __init__(self, operation=tf.sinh, **arguments):
+        super().__init__(**arguments)
+        self.operation = operation
+
+    def call(self, x):
+        return self.operation(x / 128)
+
+
+def with_layer(layer):
+    model = first((None, None, 3))
+    return keras.Model(model.input, layer(model.output), name="own")
+
+
+def test_a_layer_of_the_users_own(tmp_path):
+    for format, name in (("tflite", "a.tflite"), ("onnx", "b.onnx"), ("saved_model", "c")):
+        export(with_layer(Tripled()), tmp_path / name, format=format)
+
+
+def test_an_operation_that_tflite_lacks(tmp_path, capfd):
+    model = with_layer(Mine(name="mine"))
+    with pytest.raises(KerassegError, match=r"TFLite has no operation Sinh, which mine \(Mine\) uses; .*--format saved") as caught:
+        export(model, tmp_path / "a.tflite")
+    # The converter's pages are not shown.
+    assert "\n" not in str(caught.value) and len(capfd.readouterr().err) < 2000
+    # With TensorFlow's own operations, nothing for Python can run the file: what cannot be compared is not written.
+    with pytest.raises(KerassegError, match=r"cannot be run, and so not be compared with Keras: 'a.tflite' holds .*Sinh") as caught:
+        export(model, tmp_path / "a.tflite", select_tf_ops=True)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    # Allowed and not needed, they are not in the file.
+    assert not [name for name in export(tiny(), tmp_path / "b.tflite", select_tf_ops=True).operations if "Flex" in name]
+
+
+def test_an_operation_that_no_file_has(tmp_path):
+    model = with_layer(Mine(tf.asinh, name="mine"))
+    with pytest.raises(KerassegError, match=r"no operation Asinh, which mine \(Mine\) uses"):
+        export(model, tmp_path / "a.tflite", select_tf_ops=True)
+    own = with_layer(Mine(tf.math.digamma, name="mine"))
+    with pytest.raises(KerassegError, match="Digamma") as caught:
+        export(own, tmp_path / "a.onnx", format="onnx")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    export(model, tmp_path / "b", format="saved_model")
 
 
 def test_constant_logits_prove_nothing(tmp_path):
-    untrained = MODELS["fcn32s"](5, width_multiplier=1 / 16, padding="same")
+    untrained = MODELS["fcn32s"](5, **QUICK, padding="same")
+    for result in RESULTS:
+        with pytest.raises(KerassegError, match="logits are constant"):
+            export(untrained, tmp_path / "a.tflite", result=result)
+    # Not zero, but the same everywhere.
+    model = first((None, None, 3))
+    model.get_layer("score").kernel.assign(np.zeros((3, 3, 3, 3)))
     with pytest.raises(KerassegError, match="logits are constant"):
-        export_tflite(untrained, tmp_path / "a.tflite", input_size=SIZE)
+        export(model, tmp_path / "a.tflite")
+    model.get_layer("score").bias.assign([np.nan] * 3)
+    with pytest.raises(KerassegError, match="itself gives logits that are not finite"):
+        export(model, tmp_path / "a.tflite")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_has_several_outputs_or_inputs_is_refused(tmp_path):
-    heads = MODELS["fcn32s"]({"semantic": 5, "geometric": 3}, width_multiplier=1 / 16, padding="same")
-    with pytest.raises(KerassegError, match="fcn32s has 1 inputs and 2 outputs; a file has one of each"):
-        export_tflite(heads, tmp_path / "a.tflite", input_size=SIZE)
+def test_networks_that_no_file_takes(tmp_path):
     image = keras.Input((8, 8, 3))
     pair = keras.Model([image, keras.Input((8, 8, 3))], keras.layers.Conv2D(3, 1)(image), name="pair")
-    with pytest.raises(KerassegError, match="pair has 2 inputs"):
-        export_tflite(pair, tmp_path / "a.tflite", input_size=(8, 8))
+    with pytest.raises(KerassegError, match="pair has 2 inputs: expected one, the image"):
+        export(pair, tmp_path / "a.tflite", (8, 8))
+    flat = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image), name="flat")
+    with pytest.raises(KerassegError, match="expected scores, "):
+        export(flat, tmp_path / "a.tflite", (8, 8))
+    many = first((None, None, 3), 300)
+    with pytest.raises(KerassegError, match="300 classes: labels are bytes"):
+        export(many, tmp_path / "a.tflite", result="labels")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_name_and_the_size_are_checked(tmp_path, small):
+def test_sizes_that_a_network_does_not_take(tmp_path):
+    with pytest.raises(KerassegError, match=r"images of 64x64 pixels: expected height and width of at least 224, multiples of 32"):
+        export(random_model("deconvnet"), tmp_path / "a.tflite", (64, 64))
+    fixed = tiny(size=(32, 32))
+    for size, format in (((40, 40), "tflite"), (None, "onnx")):
+        with pytest.raises(KerassegError, match="tiny takes images of 32x32 alone, received (40x40|any size)"):
+            export(fixed, tmp_path / f"a.{format}", size, format=format)
+    strict = first((None, None, 3), strides=1)
+    strict = keras.Model(strict.input, keras.layers.Conv2D(3, 9)(strict.output), name="strict")
+    with pytest.raises(KerassegError, match="strict .*(4x4|4, 4)"):
+        export(give_random_weights(strict), tmp_path / "a.tflite", (4, 4))
+    assert not list(tmp_path.iterdir())
+
+
+# Names and contradictions.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "onix"}, "unknown format 'onix': did you mean 'onnx'"),
+        ({"quantize": "int4"}, "unknown quantization 'int4': did you mean 'int8'"),
+        ({"result": "logit"}, "unknown result 'logit': did you mean 'logits'"),
+        ({"format": "onnx", "quantize": "int8"}, "format onnx is float32 only, received quantize='int8'"),
+        ({"format": "saved_model", "select_tf_ops": True}, "select_tf_ops is a question of TFLite"),
+        ({"input_size": None}, "a TFLite file takes images of one size: pass input_size"),
+        ({"batch_size": None}, "takes one number of images a call"),
+        ({"batch_size": 0}, "batch_size is 0: expected a number of images of at least 1"),
+        ({"input_size": (0, 5)}, "expected height and width in pixels"),
+        ({"input_size": (5,)}, "expected height and width in pixels"),
+        ({"format": "onnx", "input_size": None, "result": "nearest_labels"}, "nearest_labels are those of one size"),
+    ],
+)
+def test_contradictions_are_refused(arguments, message):
+    with pytest.raises(KerassegError, match=message) as caught:
+        Target(**{"input_size": (32, 32), **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_files(tmp_path, small):
     with pytest.raises(KerassegError, match=r"expected a file name that ends in \.tflite"):
-        export_tflite(small, tmp_path / "model.onnx", input_size=SIZE)
-    fixed = network("fcn32s", padding="same", input_shape=(32, 32, 3))
-    with pytest.raises(KerassegError, match="cannot be converted to TFLite"):
-        export_tflite(fixed, tmp_path / "model.tflite", input_size=(40, 40))
-    assert not list(tmp_path.iterdir())
+        export(small, tmp_path / "model.onnx")
+    with pytest.raises(KerassegError, match="expected the name of a directory"):
+        export(small, tmp_path / "model.onnx", format="saved_model")
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(KerassegError, match="its JSON would overwrite it"):
+        export(small, tmp_path / "model.tflite")
+    (tmp_path / "model.json").unlink()
+    export(small, tmp_path / "model.onnx", format="onnx")
+    with pytest.raises(KerassegError, match=r"describes model\.onnx: name another file"):
+        export(small, tmp_path / "model.tflite")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/letter.txt").write_text("dear")
+    with pytest.raises(KerassegError, match="is a folder with something else in it"):
+        export(small, tmp_path / "folder", format="saved_model")
+    assert (tmp_path / "folder/letter.txt").exists()
+    assert Target(quantize="int8", input_size=(180, 240), result="labels").name == "tflite-int8-labels-180x240"
+    assert Target("onnx", batch_size=None).name == "onnx-any-batch-any"
 
 
 def test_without_labels_there_are_no_classes(tmp_path, small):
-    export_tflite(small, tmp_path / "a.tflite", input_size=(32, 32))
-    assert json.loads((tmp_path / "a.json").read_text())["classes"] is None
-    assert len(LABELS["shapes"].classes) == 6
+    export(small, tmp_path / "a.tflite", (32, 32))
+    beside = json.loads((tmp_path / "a.json").read_text())
+    assert beside["classes"] is None and beside["palette"] is None and len(LABELS["shapes"].classes) == 6
 
 
-def test_parity_is_the_worst_image():
-    reference = np.stack([np.eye(3)] * 2)[None].astype(np.float32)
-    other = reference.copy()
-    other[0, 0, 0] = (0.4, 0.5, 0.0)
-    answers = {1: reference, 2: other}
-    found = measure_parity(lambda key: answers[key], lambda key: reference, [1, 2])
-    # The largest difference is 1 - 0.4 = 0.6 of a largest logit of 1; one pixel of six has another class.
-    assert found == Parity(pytest.approx(0.6, rel=1e-6), pytest.approx(5 / 6), 2)
-    assert measure_parity(lambda key: reference[..., :2], lambda key: reference, [1]).relative_error == float("inf")
+def test_an_image_of_another_size_is_refused(tmp_path, small):
+    with pytest.raises(KerassegError, match=r"an image to compare on has shape \(8, 8, 3\): expected \(33, 47, 3\)"):
+        export(small, tmp_path / "a.tflite", images=[np.zeros((8, 8, 3))])
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_network_that_cannot_be_converted_is_one_line(tmp_path, monkeypatch, small):
-    class ConverterError(Exception):
-        pass
-
-    def fail(functions):
-        raise ConverterError("<unknown>:0: error: op is neither a custom op nor a flex op\nand two pages more")
-
-    monkeypatch.setattr("tensorflow.lite.TFLiteConverter.from_concrete_functions", fail)
-    with pytest.raises(KerassegError, match=r"cannot be converted to TFLite: <unknown>:0: error: op is neither a custom") as caught:
-        export_tflite(small, tmp_path / "a.tflite", input_size=(32, 48))
-    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+def test_tolerances():
+    parity = Parity(1e-3, 1e-4, 0.99, 3)
+    assert Tolerance(1e-3, 1e-4, 0.99).complaint(parity) is None and Tolerance(None, None, None).complaint(parity) is None
+    assert Tolerance(9e-4, 1, 0).complaint(parity) == "relative error 0.001 (tolerance 0.0009)"
+    assert Tolerance(1, 9e-5, 0.995).complaint(parity) == (
+        "rms error 0.0001 (tolerance 9e-05), same class in 99.00 % of pixels (at least 99.5 %)"
+    )
+    for bad in (np.nan, np.inf):
+        assert Tolerance(None, None, None).complaint(Parity(bad, bad, 1.0, 1)) is not None
+    assert Tolerance(None, None, 0.5).complaint(Parity(0, 0, np.nan, 1)) is not None

@@ -19,32 +19,36 @@ class Cut(NamedTuple):
     left_out: str | None
 
 
-def _mean_field(layer: MeanField) -> str | None:
+_TITLES = {"tflite": "TFLite", "onnx": "ONNX"}
+
+
+def _mean_field(layer: MeanField, format: str) -> str | None:
     # Dense matrices are no more than products and exponentials.
-    return None if layer.method == "exact" else "TFLite has no operations for a permutohedral lattice"
+    return None if layer.method == "exact" else f"{_TITLES[format]} has no operations for a permutohedral lattice"
 
 
-# Layer class → function of a layer that says in one line why a file cannot hold it; `None` where it can.
+# Layer class → function of a layer and a format that says in one line why such a file cannot hold it; `None` where it can.
 # The first thing such a layer is called on stands in for what it returns: of the same shape and meaning, as logits are.
-UNCONVERTIBLE: dict[type, Callable[[keras.Layer], str | None]] = {MeanField: _mean_field}
+UNCONVERTIBLE: dict[type, Callable[[keras.Layer, str], str | None]] = {MeanField: _mean_field}
 
 
-def cut_for_tflite(model: keras.Model) -> Cut:
-    """Leaves out what stands at the end of a network and has no form in TFLite's own operations.
+def cut_for(model: keras.Model, format: str) -> Cut:
+    """Leaves out what stands at the end of a network and has no form in the operations of a format.
 
     Layers behind it that only resize (or crop) stay, as copies; the network itself is not changed, and shares its weights.
 
     Args:
         model: The network. One with several outputs comes back as it is.
+        format: One of `kerasseg.export.FORMATS`. A SavedModel holds whatever TensorFlow computes.
     Returns:
         The network up to there, of the same name, and what is missing. A network that ends otherwise comes back as it is, also
         if such a layer stands further in: there is no network without it.
     """
     output, left_out = model.output, []
-    while not isinstance(output, (dict, list)):
+    while format in _TITLES and not isinstance(output, (dict, list)):
         result, tail = split_tail(output)
         layer = layer_of(result)
-        reason = next((why(layer) for kind, why in UNCONVERTIBLE.items() if isinstance(layer, kind)), None)
+        reason = next((why(layer, format) for kind, why in UNCONVERTIBLE.items() if isinstance(layer, kind)), None)
         if reason is None:
             break
         left_out.append(f"{layer.name} ({type(layer).__name__}): {reason}")

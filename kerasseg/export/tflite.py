@@ -1,125 +1,81 @@
 """TFLite files."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from kerasseg.errors import KerassegError
-from kerasseg.export.cutting import cut_for_tflite
-from kerasseg.export.parity import Parity, measure_parity
-from kerasseg.labels import LabelTable
-from kerasseg.runs import atomic_path, write_json
+from kerasseg.export.calibration import check_calibration
+from kerasseg.export.padding import pad_with_zeros
+from kerasseg.export.quantization import quantize_int8
 
 
-def export_tflite(
-    model: keras.Model,
-    path: str | Path,
-    *,
-    input_size: tuple[int, int],
-    labels: LabelTable | None = None,
-    images: Sequence[np.ndarray] = (),
-    tolerance: float = 1e-4,
-    left_out: str | None = None,
-) -> Parity:
-    """Writes a network as a float32 TFLite file, if the file computes what the network does.
+class Converted(NamedTuple):
+    """A TFLite file's content, and the operations that 8 bits would have ruined and that it holds in float."""
 
-    The file takes one RGB image of 0–255, float32, and gives its logits; preprocessing is inside. Beside it lies a JSON file of
-    the same name with classes, palette, input size and the figures of the comparison.
+    content: bytes
+    kept_float: list[str]
 
-    A CRF at the end of the network stays outside (`cut_for_tflite` says which): the file gives the logits that it would refine, is
-    compared with the network up to there, and the JSON file says so under `left_out`.
+
+def convert_tflite(
+    function, *, quantize: str = "none", calibration: Sequence[np.ndarray] = (), select_tf_ops: bool = False
+) -> Converted:
+    """Converts a frozen function to TFLite.
 
     Args:
-        model: The trained network, one input and one output.
-        path: The file, `*.tflite`.
-        input_size: Height and width in pixels; the file takes no other.
-        labels: Names and colours for the JSON file.
-        images: Photographs to compare on beside random ones, `(H, W, C)` of `input_size`, 0–255.
-        tolerance: Largest relative error of the logits that passes.
-        left_out: What else is not in the file, of which the network knows nothing, for the JSON file.
+        function: From `kerasseg.export.graph.trace`: frozen, one input `image`.
+        quantize: `"none"` (float32), `"float16"` (weights of 16 bits, computed in float32), `"dynamic"` (weights of 8 bits,
+            the rest measured as it runs), `"int8"` (8 bits throughout, input and outputs too) or `"int8-float-io"`.
+        calibration: For int8: images `(H, W, C)` as the network takes them, 0–255, of the function's size.
+        select_tf_ops: Allow TensorFlow's own operations; such a file needs the Flex delegate.
     Returns:
-        The figures of the comparison.
+        The file's content. Of int8, also which operations stayed in float.
     Raises:
-        KerassegError: If the network cannot be converted at that size, ai-edge-litert is missing, or the file disagrees; nothing
-            is left under `path` that was not there before.
-    Reference:
-        TensorFlow Lite converter; variables are frozen first, since unfrozen ones turn into NaN silently.
+        KerassegError: If TFLite cannot hold the function, or the calibration images cannot be used.
     """
-    path = Path(path)
-    if path.suffix != ".tflite":
-        raise KerassegError(f"received '{path}', expected a file name that ends in .tflite")
-    if len(model.inputs) != 1 or isinstance(model.output, dict):
-        raise KerassegError(f"{model.name} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; a file has one of each")
-    shape = (1, *input_size, model.inputs[0].shape[-1])
-    cut = cut_for_tflite(model)
-    missing = "; ".join(filter(None, (cut.left_out, left_out))) or None
-    content = _convert(cut.model, shape)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-        batches = [image[np.newaxis].astype(np.float32) for image in images] + _random_images(shape)
-        parity = measure_parity(_litert_runner(temporary), lambda x: cut.model(x, training=False), batches)
-        if not parity.relative_error <= tolerance:
-            raise KerassegError(
-                f"the TFLite file disagrees with Keras: relative error {parity.relative_error:.2g} of the logits, "
-                f"tolerance {tolerance:g}; no file was written"
-            )
-    write_json(path.with_suffix(".json"), _description(cut.model, shape, labels, parity, len(content), missing))
-    return parity
+    int8 = quantize.startswith("int8")
+    # Before the conversion, which takes a while.
+    images = check_calibration(calibration, tuple(function.inputs[0].shape[1:])) if int8 else []
+    converter = _converter(function, select_tf_ops)
+    if int8:
+        return Converted(*quantize_int8(_run(converter, function), images, float_io=quantize == "int8-float-io"))
+    if quantize in ("float16", "dynamic"):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    return Converted(_run(converter, function), [])
 
 
-def _convert(model: keras.Model, shape) -> bytes:
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="image")])
-    def logits(image):
-        return {"logits": model(image, training=False)}
+def _converter(function, select_tf_ops: bool):
+    module = tf.Module()
+    # With a module around it, the file has a signature: names for its input and its outputs.
+    module.function = _with_zeros_around_pools(function)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.function], module)
+    if select_tf_ops:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
+    return converter
 
+
+def _with_zeros_around_pools(function):
+    graph = function.graph.as_graph_def()
+    pad_with_zeros(graph)
+    for node in graph.node:
+        # Names a gradient of this process, which nothing that is saved can hold; nobody trains a file.
+        node.attr.pop("_gradient_op_type", None)
+    outputs = function.structured_outputs
+    names = {name: tensor.name for name, tensor in outputs.items()}
+    (given,) = function.inputs
+    imported = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+    tensor = imported.graph.get_tensor_by_name
+    return imported.prune(tensor(given.name), {key: tensor(name) for key, name in names.items()})
+
+
+def _run(converter, function) -> bytes:
     try:
-        frozen = convert_variables_to_constants_v2(logits.get_concrete_function())
-        return tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert()
+        return converter.convert()
     except Exception as error:  # The converter's own error derives from Exception itself.
         reason = str(error).strip().splitlines()[0]
-        raise KerassegError(f"{model.name} at {shape[1]}x{shape[2]} cannot be converted to TFLite: {reason[:200]}") from error
-
-
-def _litert_runner(path: Path):
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ModuleNotFoundError as error:
-        raise KerassegError("comparing the file needs ai-edge-litert: run `pip install 'kerasseg[lite]'`") from error
-    interpreter = Interpreter(model_path=str(path))
-    runner = interpreter.get_signature_runner() if interpreter.get_signature_list() else None
-    interpreter.allocate_tensors()
-
-    def run(image: np.ndarray) -> np.ndarray:
-        if runner is not None:
-            return next(iter(runner(image=image).values()))
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
-        interpreter.invoke()
-        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-    return run
-
-
-def _random_images(shape) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    noise = generator.uniform(0, 255, shape).astype(np.float32)
-    # Smooth, as photographs are: noise alone excites hardly any class.
-    coarse = generator.uniform(0, 255, (1, 4, 4, shape[-1])).astype(np.float32)
-    return [noise, tf.image.resize(coarse, shape[1:3]).numpy()]
-
-
-def _description(model, shape, labels: LabelTable | None, parity: Parity, size: int, left_out: str | None) -> dict:
-    return {
-        "network": model.name,
-        "format": "tflite float32",
-        "input": {"shape": list(shape), "type": "float32", "range": [0, 255], "preprocessing": "inside"},
-        "output": {"shape": [1, *shape[1:3], model.output.shape[-1]], "type": "float32", "meaning": "logits"},
-        "left_out": left_out,
-        "classes": list(labels.classes) if labels else None,
-        "palette": [list(color) for color in labels.palette] if labels else None,
-        "bytes": size,
-        "parity": parity._asdict(),
-    }
+        size = "x".join("any" if side is None else str(side) for side in function.inputs[0].shape[1:3])
+        raise KerassegError(f"a network at {size} cannot be converted to TFLite: {reason[:200]}") from error

@@ -67,9 +67,9 @@ def _sync(path: str | Path, flags: int) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Removes the temporary files that a killed process left in a folder; nobody else may be writing there."""
-    for stray in folder.glob(f"{_UNFINISHED}*"):
+def sweep(folder: Path, suffix: str = "") -> None:
+    """Removes the temporary files that a killed process left in a folder; nobody else may be writing (files of a suffix) there."""
+    for stray in folder.glob(f"{_UNFINISHED}*{suffix}"):
         stray.unlink(missing_ok=True)
 
 
