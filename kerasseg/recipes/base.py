@@ -57,6 +57,10 @@ class Recipe:
     freeze: tuple[str, ...] = _is("layers whose weights stay as they are, as regular expressions on names", default=())
     freeze_batch_norm: bool = _is("keep the statistics, scales and offsets of every batch normalization as they are", default=False)
     precision: str = _is("arithmetic in training: float32, bfloat16 or float16; weights stay float32", default="float32")
+    quantization_aware: bool = _is(
+        "train with the arithmetic of an int8 file simulated; the kept network is the plain one, to be exported as int8",
+        default=False,
+    )
     # Data
     data: str = _is("data set, by its name in kerasseg.data.DATA_SETS", default="shapes")
     data_dir: str | None = _is("folder of the data set", default=None)
@@ -200,6 +204,11 @@ class Recipe:
     def as_trained(self) -> "Recipe":
         """Gives the recipe whose network is the one that trains: its `training_arguments` are among its arguments."""
         return self.override(arguments={**self.arguments, **self.training_arguments}, training_arguments={})
+
+    @property
+    def trains_another_form(self) -> bool:
+        """Whether the network that trains is built otherwise than the one that is evaluated and kept."""
+        return bool(self.training_arguments) or self.quantization_aware
 
     def with_crf(self, crf: str, expected: str | None) -> "Recipe":
         """Gives the recipe of another row of a table: the same network, trained alike, and a DenseCRF behind it in evaluation.

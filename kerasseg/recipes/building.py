@@ -9,6 +9,7 @@ import keras
 
 from kerasseg.backbones import BACKBONES
 from kerasseg.backbones.building import accepts, first_line
+from kerasseg.backbones.quantizing import with_simulated_int8
 from kerasseg.data import DATA_SETS, Bootstrapped, DataSet, open_data, read_boxes
 from kerasseg.data.transforms import (
     ColorJitter,
@@ -52,6 +53,20 @@ def build_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) 
         names = ", ".join(tensor.name for tensor in model.inputs)
         raise KerassegError(f"{recipe.arch} with {arguments} has the inputs {names}: a recipe's data give one, an RGB image")
     return model
+
+
+def training_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) -> keras.Model:
+    """Builds the network of a recipe in the form that trains: with its `training_arguments`, and `quantization_aware`.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Number of classes, or head name → number.
+        initial_weights: Whether to load the recipe's first weights.
+    Raises:
+        KerassegError: As `build_network`, or if a layer has no simulated int8 form.
+    """
+    model = build_network(recipe.as_trained(), num_classes, initial_weights=initial_weights)
+    return with_simulated_int8(model) if recipe.quantization_aware else model
 
 
 def _with_crf_rnn(model: keras.Model, arguments: Mapping[str, Any]) -> keras.Model:

@@ -222,7 +222,7 @@ def _time_save(trainer: Trainer) -> tuple[float, int]:
 
 def _time_evaluation(recipe: Recipe, model: keras.Model, training: DataSet, data: DataSet) -> tuple[int, float]:
     """Images of a whole validation, and seconds of each."""
-    if recipe.training_arguments:
+    if recipe.trains_another_form:
         model = evaluation_network(recipe, model, training.labels.num_classes)
     count = min(len(data), recipe.validation_images or len(data))
     # The first one compiles.

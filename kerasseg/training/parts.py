@@ -24,8 +24,10 @@ from kerasseg.recipes.building import (
     open_training_data,
     padding_color,
     recipe_transforms,
+    training_network,
 )
 from kerasseg.runs import Run
+from kerasseg.runtimes import is_exported
 from kerasseg.tables import did_you_mean
 from kerasseg.training.feature_stages import Origin, check_channels, check_feature_fields, sample_features
 from kerasseg.training.freezing import freeze
@@ -40,8 +42,9 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 # What decides the state of a run: its variables, and where in the training sequence it stands.
 _FIXED = (
     "arch", "backbone", "width_multiplier", "output_stride", "arguments", "training_arguments", "crf_rnn", "crf_rnn_arguments",
-    "freeze", "freeze_batch_norm", "precision", "optimizer", "label_offset", "label_margin", "data", "split", "features",
-    "examples", "boxes", "seed", "sampling", "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
+    "freeze", "freeze_batch_norm", "precision", "quantization_aware", "optimizer", "label_offset", "label_margin", "data",
+    "split", "features", "examples", "boxes", "seed", "sampling", "bootstrap_classes", "batch_size", "accumulation",
+    "loss_sampling",
 )  # fmt: skip
 
 # What the layer MinimumSize says where the size is known only when the graph runs.
@@ -66,11 +69,11 @@ def make_trainer(recipe: Recipe, num_classes: int, strategy: tf.distribute.Strat
     """
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope(), _precision(recipe):
-        model = build_network(recipe.as_trained(), num_classes, initial_weights=initial)
+        model = training_network(recipe, num_classes, initial_weights=initial)
         check_fits(recipe, model)
         freeze(model, recipe.freeze, batch_norm=recipe.freeze_batch_norm)
         optimizer = make_optimizer(recipe, model)
-    if recipe.training_arguments:
+    if recipe.trains_another_form:
         # Now, and not when the trained network is to be kept.
         check_forms(model, build_network(recipe, num_classes, initial_weights=False))
     shared = {"optimizer": optimizer, "loss": _make_loss(recipe), "loss_weights": recipe.loss_weights}
@@ -253,6 +256,8 @@ def start_from(model: keras.Model, sources: Mapping[Path, str]) -> list[str]:
     new = {layer.name: None for layer in model.layers if layer.weights}
     every = len(new)
     for path, suffix in sources.items():
+        if is_exported(path):
+            raise KerassegError(f"cannot start from {path}, an exported file: expected a run directory or .keras file")
         source = load_model(path)
         kept = transplant(source, model, suffix)
         if len(kept) == every:

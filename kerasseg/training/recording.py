@@ -119,7 +119,7 @@ class Recorder:
 
     def _evaluated(self) -> keras.Model:
         """The network as it is evaluated: the one that trains, unless that one has another form."""
-        if not self._recipe.training_arguments:
+        if not self._recipe.trains_another_form:
             return self._trainer.model
         if self._other_form is None:
             # Built once, because it is traced anew each time.
@@ -165,7 +165,7 @@ class Recorder:
             if best is not None:
                 self._trainer.restore(best[1])
         model, recipe = self._trainer.model, self._recipe
-        if recipe.training_arguments or recipe.precision != "float32" or self._trainer.strategy.num_replicas_in_sync > 1:
+        if recipe.trains_another_form or recipe.precision != "float32" or self._trainer.strategy.num_replicas_in_sync > 1:
             # What is kept is the plain network: no mirrored variables, no layer that computes in bfloat16.
             model = evaluation_network(recipe, model, self._labels.num_classes)
         self._run.save_model(model.save)
