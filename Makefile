@@ -45,6 +45,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/metric_overhead.py
 	$(BIN)/python benchmarks/large_images.py
+	$(BIN)/python benchmarks/export_latency.py
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/dilated_stack.py
 	$(BIN)/python benchmarks/training_step.py

@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "score a run or model on a data set",
     "predict": "write masks of photographs",
     "export": "write a file for devices, and prove that it computes the same",
+    "web_page": "build a page that segments photographs in the browser",
     "analyze": "look into a network: what it sees, does and costs, and what limits it",
     "compare": "put reports of evaluations side by side",
     "inspect_model": "print the layers of a network as a table",
