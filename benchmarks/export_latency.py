@@ -48,6 +48,7 @@ def prepare(folder: Path, size: int) -> None:
     from kerasseg.models import MODELS
     from kerasseg.training.statistics import recompute_statistics
 
+    print("  building the network", flush=True)
     keras.utils.set_random_seed(0)
     arguments = {"backbone": "resnet50", "output_stride": 8, "last_block": 4, "multi_grid": MULTI_GRID, "preprocessing": "torch"}
     model = MODELS["deeplab_v3_cascade"](CLASSES, **arguments)
@@ -67,6 +68,7 @@ def prepare(folder: Path, size: int) -> None:
     for name, details in FILES.items():
         if name.endswith(".onnx") and missing("onnxruntime", "tf2onnx"):
             continue
+        print(f"  writing {name}", flush=True)
         target = Target(**{"input_size": (size, size), **details})
         export_model(model, folder / name, target, **common)
 
@@ -285,9 +287,11 @@ def compare(variant: str, folder: Path) -> str:
 def measure(variants: list[str], folder: Path, cores: list[int], rounds: int, runs: int) -> dict[str, list[float]]:
     workers = {}
     for name in variants:
+        print(f"  starting {name}", flush=True)
         workers[name] = Worker(name, folder, cores)
         print(f"  {name}: {compare(name, folder)}", flush=True)
     times = {name: [] for name in variants}
+    print(f"  measuring: {rounds} rounds", flush=True)
     for number in range(rounds):
         # Another goes first each time.
         first = number % len(variants)

@@ -12,7 +12,8 @@ on four pictures of the validation split, and on random images; int8 is calibrat
 four. Latency is the median of runs on all cores.
 
 Each network is a process of its own. One that dies while it makes a file leaves a row that says so, and the next process goes on
-behind it. Rows are lines of WORK/rows.jsonl: a second call does what is missing; `--anew` begins from nothing.
+behind it. Rows are lines of WORK/rows.jsonl: a second call does what is missing; `--anew` makes those of the networks anew that are
+asked for.
 """
 
 import argparse
@@ -199,6 +200,18 @@ def rows(folder: Path, steps: int) -> dict[tuple[str, str], dict]:
     return {(row["arch"], row["form"]): row for row in lines if row["steps"] == steps}
 
 
+def forget(folder: Path, archs: list[str]) -> None:
+    """Removes the rows and weights of some networks; those of others stay."""
+    path, between = folder / "rows.jsonl", folder / "rows.jsonl.new"
+    if path.is_file():
+        lines = path.read_text().splitlines(keepends=True)
+        between.write_text("".join(line for line in lines if json.loads(line)["arch"] not in archs))
+        between.replace(path)
+    for arch in archs:
+        for weights in (folder / "weights").glob(f"{arch}-*.weights.h5"):
+            weights.unlink()
+
+
 def run_network(arch: str, steps: int, folder: Path) -> None:
     """Makes the rows of one network that are missing, in as many processes as it takes."""
     while forms := [form for form in FORMS if (arch, form) not in rows(folder, steps)]:
@@ -345,7 +358,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NETWORK", help="default: all")
     parser.add_argument("--steps", type=int, default=100, help="that each network trains; 0: random weights")
     parser.add_argument("--work", type=Path, default=Path("runs/export_parity"), help="folder of files and rows")
-    parser.add_argument("--anew", action="store_true", help="forget the rows and weights that are there")
+    parser.add_argument("--anew", action="store_true", help="forget the rows and weights of these networks")
     parser.add_argument("--table", action="store_true", help="print what is there and make nothing")
     parser.add_argument("--long", action="store_true", help="print a line for each file, instead of one for each network")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -356,9 +369,8 @@ def main() -> None:
         return
     folder = options.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    if options.anew:
-        for old in [folder / "rows.jsonl", *(folder / "weights").glob("*.h5")]:
-            old.unlink(missing_ok=True)
+    if options.anew and not options.table:
+        forget(folder, options.only)
     for arch in () if options.table else options.only:
         start = time.perf_counter()
         run_network(arch, options.steps, folder)

@@ -62,6 +62,13 @@ def test_what_cannot_be_held_is_left_out(registered):
     assert cut.model.name == "refined" and [layer.name for layer in cut.model.layers] == ["image", "small", "score"]
     assert cut.model.get_layer("score") is model.get_layer("score")
     assert_close(2 * np.asarray(cut.model(images())), model(images()), 1e-6)
+    # Also of a network that has a name for its only output, and of one that gives a list of one.
+    for outputs in ({"a": model.output}, [model.output]):
+        cut = cut_for(keras.Model(model.input, outputs, name="named"), "tflite")
+        assert cut.left_out == "refine (Refinement): it doubles"
+        (found,) = keras.tree.flatten(cut.model(images()))
+        assert_close(2 * np.asarray(found), model(images()), 1e-6)
+        assert not isinstance(outputs, dict) or list(cut.model.output) == ["a"]
 
 
 def test_what_only_crops_behind_it_stays(registered):

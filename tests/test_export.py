@@ -9,10 +9,11 @@ import tensorflow as tf
 from helpers import QUICK, give_random_weights, images, random_model
 
 from kerasseg import KerassegError
-from kerasseg.export import RESULTS, Target, check_file, export_model
-from kerasseg.export.parity import Parity, Tolerance
+from kerasseg.export import Target, check_file, export_model
+from kerasseg.export.graph import plan
+from kerasseg.export.parity import Parity, Tolerance, random_batches
 from kerasseg.labels import LABELS, generic_table
-from kerasseg.layers import AlignedResizeLike, Conv2D
+from kerasseg.layers import AlignedResizeLike, Conv2D, MinimumSize
 from kerasseg.models import MODELS
 from kerasseg.recipes import RECIPES
 from kerasseg.runtimes import open_file
@@ -81,7 +82,8 @@ def test_a_file_computes_what_keras_does(tmp_path, arch, padding):
     assert beside["bytes"] == path.stat().st_size and beside == described.to_json()
     assert beside["operations"]["CONV_2D"] >= 8
     timed = beside["latency"]
-    assert timed["milliseconds"] > 0 and timed["runs"] >= 3 and timed["threads"] >= 1 and timed["processor"]
+    assert timed["input"] == [1, *SIZE, 3] and timed["milliseconds"] > 0 and timed["runs"] >= 3
+    assert timed["threads"] >= 1 and timed["processor"]
 
 
 @pytest.mark.parametrize("format", ["onnx", "saved_model"])
@@ -196,6 +198,23 @@ def test_a_layer_of_the_users_own(tmp_path):
         export(with_layer(Tripled()), tmp_path / name, format=format)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Framed(keras.layers.Layer):
+    """A frame of -5, pooled: zeros around would be larger than that."""
+
+    def call(self, x):
+        frame = [[0, 0], [3, 3], [3, 3], [0, 0]]
+        x = tf.pad(tf.pad(tf.nn.relu(x), frame, constant_values=-5.0), frame, constant_values=-3.4e38)
+        return tf.nn.max_pool2d(x, 4, 1, "VALID")
+
+
+def test_a_frame_of_negative_numbers_stays(tmp_path):
+    described = export(with_layer(Framed()), tmp_path / "a.tflite")
+    assert described.parity["relative_error"] < 1e-5
+    found = open_file(tmp_path / "a.tflite").run(np.full((1, *SIZE, 3), 99))["logits"]
+    assert (found[:, 0, 0] == -5).all() and found.max() > 0
+
+
 def test_an_operation_that_tflite_lacks(tmp_path, capfd):
     model = with_layer(Mine(name="mine"))
     with pytest.raises(KerassegError, match=r"TFLite has no operation Sinh, which mine \(Mine\) uses; .*--format saved") as caught:
@@ -223,7 +242,7 @@ def test_an_operation_that_no_file_has(tmp_path):
 
 def test_constant_logits_prove_nothing(tmp_path):
     untrained = MODELS["fcn32s"](5, **QUICK, padding="same")
-    for result in RESULTS:
+    for result in ("logits", "coarse_labels"):
         with pytest.raises(KerassegError, match="logits are constant"):
             export(untrained, tmp_path / "a.tflite", result=result)
     # Not zero, but the same everywhere.
@@ -242,6 +261,18 @@ def test_networks_that_no_file_takes(tmp_path):
     pair = keras.Model([image, keras.Input((8, 8, 3))], keras.layers.Conv2D(3, 1)(image), name="pair")
     with pytest.raises(KerassegError, match="pair has 2 inputs: expected one, the image"):
         export(pair, tmp_path / "a.tflite", (8, 8))
+    unbuilt = keras.Sequential([keras.layers.Conv2D(3, 1)], name="unbuilt")
+    with pytest.raises(KerassegError, match="unbuilt has no input yet: build it"):
+        export(unbuilt, tmp_path / "a.tflite", (8, 8))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        half = first((None, None, 3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for format in ("tflite", "onnx"):
+        with pytest.raises(KerassegError, match=r"first computes in bfloat16 \(\w+, …\): TFLite and ONNX files are float32"):
+            export(half, tmp_path / f"a.{format}", (8, 8), format=format)
+    plan(half, Target("saved_model"))
     flat = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image), name="flat")
     with pytest.raises(KerassegError, match="expected scores, "):
         export(flat, tmp_path / "a.tflite", (8, 8))
@@ -249,6 +280,18 @@ def test_networks_that_no_file_takes(tmp_path):
     with pytest.raises(KerassegError, match="300 classes: labels are bytes"):
         export(many, tmp_path / "a.tflite", result="labels")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_as_a_layer_of_another(tmp_path):
+    inner = keras.Input((None, None, 3))
+    x = MinimumSize(32, 32, name="size")(keras.layers.Rescaling(1 / 64)(inner))
+    image = keras.Input((None, None, 3))
+    whole = keras.Model(image, first((None, None, 3))(keras.Model(inner, x)(image)), name="whole")
+    described = export(whole, tmp_path / "a.onnx", None, format="onnx")
+    assert described.input["preprocessing"] == "inside"
+    assert random_batches(plan(whole, Target("onnx")))[0].shape[1:3] == (96, 128)
+    with pytest.raises(KerassegError, match="images of 33x47 pixels"):
+        plan(whole, Target(input_size=SIZE))
 
 
 def test_sizes_that_a_network_does_not_take(tmp_path):
@@ -263,52 +306,6 @@ def test_sizes_that_a_network_does_not_take(tmp_path):
     with pytest.raises(KerassegError, match="strict .*(4x4|4, 4)"):
         export(give_random_weights(strict), tmp_path / "a.tflite", (4, 4))
     assert not list(tmp_path.iterdir())
-
-
-# Names and contradictions.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"format": "onix"}, "unknown format 'onix': did you mean 'onnx'"),
-        ({"quantize": "int4"}, "unknown quantization 'int4': did you mean 'int8'"),
-        ({"result": "logit"}, "unknown result 'logit': did you mean 'logits'"),
-        ({"format": "onnx", "quantize": "int8"}, "format onnx is float32 only, received quantize='int8'"),
-        ({"format": "saved_model", "select_tf_ops": True}, "select_tf_ops is a question of TFLite"),
-        ({"input_size": None}, "a TFLite file takes images of one size: pass input_size"),
-        ({"batch_size": None}, "takes one number of images a call"),
-        ({"batch_size": 0}, "batch_size is 0: expected a number of images of at least 1"),
-        ({"input_size": (0, 5)}, "expected height and width in pixels"),
-        ({"input_size": (5,)}, "expected height and width in pixels"),
-        ({"format": "onnx", "input_size": None, "result": "nearest_labels"}, "nearest_labels are those of one size"),
-    ],
-)
-def test_contradictions_are_refused(arguments, message):
-    with pytest.raises(KerassegError, match=message) as caught:
-        Target(**{"input_size": (32, 32), **arguments})
-    assert "\n" not in str(caught.value)
-
-
-def test_names_of_files(tmp_path, small):
-    with pytest.raises(KerassegError, match=r"expected a file name that ends in \.tflite"):
-        export(small, tmp_path / "model.onnx")
-    with pytest.raises(KerassegError, match="expected the name of a directory"):
-        export(small, tmp_path / "model.onnx", format="saved_model")
-    (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(KerassegError, match="its JSON would overwrite it"):
-        export(small, tmp_path / "model.tflite")
-    (tmp_path / "model.json").unlink()
-    export(small, tmp_path / "model.onnx", format="onnx")
-    with pytest.raises(KerassegError, match=r"describes model\.onnx: name another file"):
-        export(small, tmp_path / "model.tflite")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/letter.txt").write_text("dear")
-    with pytest.raises(KerassegError, match="is a folder with something else in it"):
-        export(small, tmp_path / "folder", format="saved_model")
-    assert (tmp_path / "folder/letter.txt").exists()
-    assert Target(quantize="int8", input_size=(180, 240), result="labels").name == "tflite-int8-labels-180x240"
-    assert Target("onnx", batch_size=None).name == "onnx-any-batch-any"
 
 
 def test_without_labels_there_are_no_classes(tmp_path, small):

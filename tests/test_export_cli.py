@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from cli_helpers import ROOT, finish, run, toy, tree, write_camvid
@@ -48,7 +49,7 @@ def test_the_usual_place_and_size(place, capsys):
     path = place / "run/export/tflite-20x24/model.tflite"
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{path}: tflite, 0.0") and "against Keras on 6 images (4 of them photographs): relative error" in line
-    assert " ms, " in line and " threads, " in line
+    assert " ms for 1 of 20x24, " in line and " threads, " in line
     # The size of the validation images at the run's scale.
     found = described(path.parent)
     assert found["input"]["shape"] == [1, 20, 24, 3] and found["label_table"] == "camvid" and len(found["classes"]) == 11
@@ -104,6 +105,7 @@ def test_check(place, tmp_path, capsys):
     assert run(export, place / "run", "--check", path) == 0
     shown = capsys.readouterr().out.strip()
     assert shown.startswith(f"{path}: computes what Keras does; against Keras on 6 images") and shown.split("; ")[1] in line
+    assert shown.endswith("; tolerance: relative error 0.0001, rms error 0.0001, argmax agreement 0.999")
     # The threshold is the one that was asked for.
     assert run(export, place / "run", "--check", path, "--tolerance", "0") == 2
     assert "tolerance 0)" in capsys.readouterr().err
@@ -124,6 +126,42 @@ def test_tolerances(place, tmp_path, capsys):
     assert "rms error" in capsys.readouterr().err and not list(tmp_path.iterdir())
     exported(place, tmp_path, capsys, "--quantize", "dynamic", "--tolerance", "0.2", "--agreement", "0.5")
     assert described(tmp_path)["tolerance"] == {"relative_error": None, "rms_error": 0.2, "argmax_agreement": 0.5}
+    # What it had to pass is what it has to.
+    assert run(export, place / "run", "--check", tmp_path / "model.tflite") == 0
+    assert capsys.readouterr().out.strip().endswith("; tolerance: rms error 0.2, argmax agreement 0.5")
+    about = json.loads((tmp_path / "model.json").read_text())
+    about["tolerance"]["rms_error"] = 1e-12
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    assert run(export, place / "run", "--check", tmp_path / "model.tflite") == 2
+    assert "rms error" in capsys.readouterr().err
+
+
+def test_check_without_photographs_of_a_run(place, tmp_path, capsys):
+    """Those that are named; with random images alone, int8 would be judged on what it was not made for."""
+    exported(place, tmp_path, capsys, "--quantize", "int8")
+    folder = place / "camvid/images/train"
+    assert run(export, place / "run/model.keras", "--check", tmp_path / "model.tflite", "--calibration", folder) == 0
+    assert "against Keras on 6 images (4 of them photographs)" in capsys.readouterr().out
+
+
+def test_more_classes_than_labels_have_names(tmp_path, capsys):
+    give_random_weights(toy(300)).save(tmp_path / "many.keras")
+    assert run(export, tmp_path / "many.keras", "--input-size", "8x9") == 0
+    found = described(tmp_path / "many-export")
+    assert found["classes"] is None and found["outputs"]["logits"]["shape"][-1] == 300
+    capsys.readouterr()
+    for options, message in ((("--argmax",), "300 classes: labels are bytes"), (("--labels", "voc"), "has 21 classes")):
+        assert run(export, tmp_path / "many.keras", "--input-size", "8x9", *options) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_outputs_that_are_a_list(tmp_path, capsys):
+    heads = tiny(heads={"a": 3, "b": 11})
+    keras.Model(heads.input, [heads.output["a"], heads.output["b"]], name="pair").save(tmp_path / "pair.keras")
+    assert run(export, tmp_path / "pair.keras", "--input-size", "8x9", "--format", "onnx", "--output", "b") == 0
+    found = described(tmp_path / "pair-export")
+    assert found["outputs"]["logits"]["head"] == "b" and len(found["classes"]) == 11
 
 
 MISTAKES = {
@@ -141,6 +179,10 @@ MISTAKES = {
     "tolerance": (("--tolerance", "-1"), "expected a relative error of at least 0"),
     "check": (("--check", "x.tflite", "--quantize", "int8"), "--check takes the file as it is: omit --quantize"),
     "check ops": (("--check", "x.tflite", "--select-tf-ops"), "omit --select-tf-ops"),
+    "calibration": (("--calibration", "nowhere"), "--calibration is for --quantize int8: omit it"),
+    "images": (("--calibration-images", "9", "--quantize", "float16"), "--calibration-images is for --quantize int8: omit it"),
+    "seed": (("--seed", "3"), "--seed is for --quantize int8: omit it"),
+    "check seed": (("--check", "x.tflite", "--seed", "3"), "--seed is for --calibration: pass that too, or omit it"),
     "labels": (("--labels", "voc"), "label table 'voc' has 21 classes, the network 11"),
     "data": (("--data-dir", "nowhere"), "nowhere"),
     "suffix": (("--out", "x.onnx"), "expected a file name that ends in .tflite"),

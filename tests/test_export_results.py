@@ -15,6 +15,9 @@ from kerasseg.layers import BilinearUpsampling, Conv2D, CropLike
 from kerasseg.models import MODELS
 from kerasseg.runtimes import open_file
 
+# Deep ones are made of the same parts.
+SHALLOW = {"deeplab_v3": {"backbone": "resnet50"}}
+
 
 def fcn(*size):
     """Scores at stride 4, behind a border of 10 and a kernel of 4, upsampled by 8 taps and cropped, as those of FCN-32s are."""
@@ -86,16 +89,42 @@ def test_the_cells_of_the_papers_networks():
     # Pixel 28 is 15.5 from cell 0 and 16.5 from cell 1.
     np.testing.assert_array_equal(np.flatnonzero(np.diff(found.nearest_rows)), [28, 60])
     # DeepLab v3 at a multiple of the stride plus 1: every 16th pixel is a cell; half way, the later one.
-    found = plan(random_model("deeplab_v3"), Target(input_size=(65, 97), result="nearest_labels")).cells["labels"]
+    found = plan(random_model("deeplab_v3", backbone="resnet50"), Target(input_size=(65, 97), result="nearest_labels")).cells[
+        "labels"
+    ]
     assert found.rows == found.columns == (16, 0)
     np.testing.assert_array_equal(found.nearest_columns, (np.arange(97) + 8) // 16)
 
 
-@pytest.mark.parametrize("arch", MODELS)
+# Cell i of the scores has its centre at pixel scale · i + shift. FCN-8s: 100 pixels of border, 16 taps of stride 8 cropped at 31:
+# 7.5 − 31. DeepLab v1's 4x4 kernel begins a pixel before that; its odd sides end on cells. v2: corners on corners.
+PLACES = {"fcn8s": (8, -23.5), "deeplab_v1": (8, -7), "deeplab_v2_vgg16": (8, 0)}
+
+
+@pytest.mark.parametrize("arch", PLACES)
+def test_every_pixel_has_its_nearest_cell(arch):
+    model, (scale, shift) = MODELS[arch](3, width_multiplier=1 / 16), PLACES[arch]
+    made = plan(model, Target(input_size=(65, 97), result="nearest_labels"))
+    cells, shape = made.cells["labels"], made.model.compute_output_shape((1, 65, 97, 3))["labels"]
+    for nearest, side, count in ((cells.nearest_rows, 65, shape[1]), (cells.nearest_columns, 97, shape[2])):
+        by_hand = [min(max(int(np.floor((pixel - shift) / scale + 0.5)), 0), count - 1) for pixel in range(side)]
+        np.testing.assert_array_equal(nearest, by_hand)
+    # Of any size, the same.
+    found = plan(model, Target("onnx", result="coarse_labels")).cells["labels"]
+    assert found.rows == found.columns == cells.rows == cells.columns == (scale, shift) and found.nearest_rows is None
+
+
+def test_places_that_follow_the_size_are_not_told():
+    # Corners on corners: four pixels a cell at a multiple of 4 plus 1, else more.
+    assert plan(tiny(), Target("onnx", result="coarse_labels")).cells == {"labels": None}
+    assert plan(tiny(), Target("onnx", input_size=(65, 97), result="coarse_labels")).cells["labels"].rows == (4, 0)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in MODELS if arch not in ("deeplab_v2_resnet101", "deeplab_v3_cascade", "gcn")])
 def test_every_network_has_every_result(arch):
     """Planned and shaped; tests/test_export_parity.py writes and runs files of all of them."""
-    model, size = MODELS[arch](3, width_multiplier=1 / 16), (224, 224) if arch == "deconvnet" else (65, 97)
-    whole = arch in ("deconvnet", "gcn", "crf_rnn")
+    model, size = MODELS[arch](3, width_multiplier=1 / 16, **SHALLOW.get(arch, {})), (224, 224) if arch == "deconvnet" else (65, 97)
+    whole = arch in ("deconvnet", "crf_rnn")
     for result in RESULTS:
         made = plan(model, Target(input_size=size, result=result))
         (name,) = made.model.output
@@ -123,6 +152,14 @@ def test_names_that_layers_have_too(tmp_path, image):
     found, theirs = open_file(tmp_path / "heads.tflite").run(image), heads(image)
     for name in ("Cast", "ArgMax"):
         np.testing.assert_array_equal(found[name], np.argmax(theirs[name], -1))
+    # Nor by anything that TensorFlow lets no operation be called; alone, it is called what it is.
+    for wrong in ("a b", "köpfe", "a:0", "", "_a"):
+        odd = keras.Model(heads.input, {wrong: heads.output["Cast"], "b": heads.output["ArgMax"]}, name="odd")
+        for format in ("tflite", "onnx"):
+            with pytest.raises(KerassegError, match=rf"^odd has an output '{wrong}', which a file cannot call so: pass output="):
+                plan(odd, Target(format, input_size=SIZE))
+        trace(odd, Target(input_size=SIZE, output=wrong))
+    export(odd, tmp_path / "odd", format="saved_model")
     pair = keras.Model(heads.input, {"image": heads.output["Cast"], "b": heads.output["ArgMax"]})
     with pytest.raises(KerassegError, match="has an output 'image', which is what the file's input is called"):
         plan(pair, Target(input_size=SIZE))

@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from helpers import give_random_weights, images
 from test_export import SIZE, export, tiny
 
 from kerasseg import KerassegError
-from kerasseg.export import check_file, exporting, onnx, tflite
+from kerasseg.export import Tolerance, check_file, exporting, onnx, parity, tflite
 from kerasseg.export.graph import plan
 from kerasseg.export.parity import measure_parity, random_batches
 from kerasseg.runtimes import open_file
@@ -104,8 +102,6 @@ def test_labels_of_another_network_do_not_pass(tmp_path, monkeypatch, model, oth
 
 def test_without_the_gate_it_would_be_left(tmp_path, model, spoiled):
     # It is the comparison that refuses, not the conversion.
-    from kerasseg.export import Tolerance
-
     wide = Tolerance(None, None, 0.0)
     if spoiled == "nan":
         # No tolerance lets it pass.
@@ -134,7 +130,7 @@ def test_figures_by_hand(model):
     first, pixels = logits[0], SIZE[0] * SIZE[1]
     largest, worst = np.abs(first).max(), np.argsort(first[0, 3, 4])
 
-    def parity(change, result="logits", quantize="none"):
+    def compared(change, result="logits", quantize="none"):
         answers = iter([change(each.copy()) if each is first else right(each) for each in logits])
         made = plan(model, exporting.Target(input_size=SIZE, result=result, quantize=quantize))
         name = "labels" if result == "labels" else result
@@ -147,15 +143,15 @@ def test_figures_by_hand(model):
         each[0, 3, 4, worst[-1]] -= by
         return each
 
-    found = parity(off)
+    found = compared(off)
     assert found.images == 3 and found.real_images == 1
     assert found.relative_error == pytest.approx(3 / largest, rel=1e-3)
     assert found.rms_error == pytest.approx(3 / np.sqrt((first.astype(float) ** 2).sum()), rel=1e-3)
-    assert parity(lambda each: off(each, 1e6)).argmax_agreement == pytest.approx(1 - 1 / pixels)
+    assert compared(lambda each: off(each, 1e6)).argmax_agreement == pytest.approx(1 - 1 / pixels)
     for bad in (np.nan, np.inf, -np.inf):
-        assert parity(lambda each, bad=bad: off(each, bad)) == (np.inf, np.inf, 0.0, 3, 1)
+        assert compared(lambda each, bad=bad: off(each, bad)) == (np.inf, np.inf, 0.0, 3, 1)
     for shape in (lambda each: each[..., :4], lambda each: each[:, 1:], lambda each: each[0], lambda each: each.astype(int)):
-        assert parity(shape) == (np.inf, np.inf, 0.0, 3, 1)
+        assert compared(shape) == (np.inf, np.inf, 0.0, 3, 1)
 
     def right(each):  # noqa: F811
         return each.argmax(-1).astype(np.uint8)
@@ -169,11 +165,11 @@ def test_figures_by_hand(model):
         return change
 
     # The second-best class loses what lies between the two.
-    found = parity(chosen(worst[-2]), "labels")
+    found = compared(chosen(worst[-2]), "labels")
     lost = first[0, 3, 4, worst[-1]] - first[0, 3, 4, worst[-2]]
     assert found.relative_error == pytest.approx(lost / largest) and found.argmax_agreement == pytest.approx(1 - 1 / pixels)
     for bad in (5, 255):
-        assert parity(chosen(bad), "labels") == (np.inf, np.inf, 0.0, 3, 1)
+        assert compared(chosen(bad), "labels") == (np.inf, np.inf, 0.0, 3, 1)
 
 
 @pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
@@ -276,74 +272,39 @@ def test_descriptions(tmp_path, model):
         assert "\n" not in str(caught.value)
 
 
-# Killed half-way.
-
-_PROGRAM = """
-import sys, time
-sys.path.insert(0, "tests")
-from kerasseg.export import parity
-from test_export import export, tiny
-import kerasseg.export.exporting as exporting
-def wait(*arguments):
-    # In the gate: the file is written, under its temporary name.
-    print("in the gate", flush=True)
-    time.sleep(60)
-exporting.measure_parity = wait
-from kerasseg.cli.running import run_command
-model = tiny()
-sys.exit(run_command(lambda _: export(model, sys.argv[1], format=sys.argv[2]), []))
-"""
+WRONG = {
+    **dict.fromkeys(("file", "format", "quantization", "sha256", "input", "outputs", "parity", "tolerance", "operations"), 5),
+    "no outputs": {"outputs": {}},
+    "a list": {"outputs": ["logits"]},
+    "none": {"outputs": None},
+    "no output": {"outputs": {"logits": None}},
+    "no meaning": {"outputs": {"logits": {"shape": [1]}}},
+    "head": {"outputs": {"logits": {"meaning": "logits", "head": []}}},
+    "limit": {"tolerance": {"rms_error": "large"}},
+}
 
 
-@pytest.mark.parametrize(("kill", "format"), [(signal.SIGKILL, "tflite"), (signal.SIGTERM, "saved_model")])
-def test_killed_half_way(tmp_path, model, kill, format):
-    path = tmp_path / {"tflite": "model.tflite", "saved_model": "model"}[format]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(path), format], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout.readline() == b"in the gate\n"
-    (stray,) = tmp_path.iterdir()
-    assert stray.name.startswith(".unfinished-")
-    process.send_signal(kill)
-    assert process.wait(120) == (143 if kill == signal.SIGTERM else -signal.SIGKILL)
-    process.stdout.close()
-    # SIGTERM unwinds; SIGKILL leaves the temporary one, which the next export removes.
-    assert list(tmp_path.iterdir()) == ([] if kill == signal.SIGTERM else [stray])
-    export(model, path, format=format)
-    assert sorted(each.name for each in tmp_path.iterdir()) == (
-        ["model"] if format == "saved_model" else ["model.json", "model.tflite"]
-    )
+def test_descriptions_with_something_else_in_them(tmp_path, model):
+    written = export(model, tmp_path / "a.tflite")
+    for name, wrong in WRONG.items():
+        (tmp_path / "a.json").write_text(json.dumps(written.to_json() | (wrong if isinstance(wrong, dict) else {name: wrong})))
+        with pytest.raises(KerassegError, match=r"^it is no description of an exported network \(.*\): export it again$"):
+            open_file(tmp_path / "a.tflite")
+    (tmp_path / "a.json").write_text(json.dumps(written.to_json() | {"format": "onnx"}))
+    with pytest.raises(KerassegError, match=r"^'.*' is a TFLite file, a\.json describes another, ONNX file: export it again$"):
+        open_file(tmp_path / "a.tflite")
 
 
-def test_killed_between_the_description_and_the_file(tmp_path, monkeypatch, model, other):
-    path = tmp_path / "model.tflite"
-    export(other, path)
-    write = exporting.write_json
+def test_score_maps_are_not_kept(monkeypatch, model):
+    right, seen = parity._reference, []
 
-    def write_and_die(where, values):
-        write(where, values)
-        raise KeyboardInterrupt
+    def reference(*arguments):
+        assert sum(each() is not None for each in seen) <= 1
+        scores = right(*arguments)
+        seen.append(weakref.ref(scores["logits"]))
+        return scores
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(exporting, "write_json", write_and_die)
-        export(model, path)
-    # The older file is whole, and told from the one that never came.
-    with pytest.raises(KerassegError, match="the export was interrupted; export it again"):
-        open_file(path)
-    export(model, path)
-    assert check_file(path, model).relative_error < 1e-4
-
-
-def test_what_others_write_is_not_swept(tmp_path, model):
-    # A training run keeps its own temporary files where a file may be exported to.
-    mine, theirs = tmp_path / ".unfinished-a.tflite", tmp_path / ".unfinished-b.npz"
-    for stray in (mine, theirs):
-        stray.write_bytes(b"")
-    half = tmp_path / ".unfinished-c.saved_model" / "new"
-    half.mkdir(parents=True)
-    (half / "saved_model.pb").write_bytes(b"")
-    export(model, tmp_path / "model.tflite")
-    assert theirs.exists() and not mine.exists() and half.exists()
-    export(model, tmp_path / "saved", format="saved_model")
-    assert theirs.exists() and not half.parent.exists()
+    monkeypatch.setattr(parity, "_reference", reference)
+    photographs = [np.float32(images(SIZE, 1, block=5, seed=seed)[0]) for seed in range(3)]
+    assert measure_parity(lambda batch: {"logits": np.asarray(model(batch))}, plan(model, TARGET), photographs)[:3] == (0, 0, 1)
+    assert len(seen) == 5

@@ -76,7 +76,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "--calibration-images 1: expected at least 2" in message(opened(), "--calibration-images", "1")
     assert "holds 0 photographs: int8 needs at least 2" in message(opened(), "--calibration", str(tmp_path))
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     assert "holds 1 photographs: int8 needs at least 2" in message(opened(), "--calibration", str(tmp_path))
@@ -87,3 +86,22 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):
     alone = opened()
     alone.recipe = None
     assert "pass --calibration DATA_OR_FOLDER for int8" in message(alone)
+
+
+def test_what_is_no_number_of_images_and_no_seed_is_refused_before_anything_is_opened():
+    for option, value, expected in (
+        ("--calibration-images", "1", "2 or more"),
+        ("--calibration-images", "many", "2 or more"),
+        ("--seed", "-1", "0 or more"),
+        ("--seed", "0.5", "0 or more"),
+    ):
+        with pytest.raises(KerassegError, match=f"{option}: received '{value}', expected a whole number, {expected}"):
+            options(option, value)
+
+
+def test_what_is_not_given_can_be_told_from_what_is():
+    assert options().calibration_images is options().seed is None
+    given = options("--calibration-images", "100", "--seed", "0")
+    assert (given.calibration_images, given.seed) == (100, 0)
+    images, about = chosen_calibration(opened(), options(), SIZE)
+    assert about == {"data": "shapes train", "images": 100, "seed": 0} and len(images) == 100

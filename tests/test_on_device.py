@@ -13,7 +13,7 @@ from PIL import Image
 from test_web_page import SIZE, network
 
 import kerasseg
-from kerasseg.cli import evaluate, export, predict, web_page
+from kerasseg.cli import evaluate, export, predict, train, web_page
 from kerasseg.cli.demo import DEMO_NETWORK, drawings
 from kerasseg.export import Target, export_model
 from kerasseg.labels import generic_table
@@ -69,7 +69,7 @@ def test_the_program_labels_as_the_library_does(files, tmp_path, name):
 
 
 def test_the_commands_exist():
-    tools = {"export": export, "evaluate": evaluate, "predict": predict, "web_page": web_page}
+    tools = {"export": export, "evaluate": evaluate, "predict": predict, "train": train, "web_page": web_page}
     commands = re.findall(r"^python (?:tools/)?(\w+)\.py (.*?)(?:#.*)?$", GUIDE, re.MULTILINE)
     assert len(commands) >= 8
     for tool, arguments in commands:

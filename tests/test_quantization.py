@@ -4,16 +4,23 @@ import keras
 import numpy as np
 import pytest
 from helpers import images, random_model
-from test_dilated_export import interpreter  # noqa: F401
 
 from kerasseg import KerassegError
 from kerasseg.export.calibration import check_calibration, draw
 from kerasseg.export.forms import Target
 from kerasseg.export.graph import trace
+from kerasseg.export.quantization import _batches
 from kerasseg.export.tflite import convert_tflite
 from kerasseg.layers import CeilMaxPooling2D, Conv2D, MaxPoolingWithMask2D, MaxUnpooling2D
 
 SIZE = (32, 48)
+
+
+@pytest.fixture
+def interpreter():
+    missing = "is not installed: pip install 'kerasseg[lite]'"
+    pytest.importorskip("ai_edge_quantizer", reason=f"ai-edge-quantizer {missing}")
+    return pytest.importorskip("ai_edge_litert.interpreter", reason=f"ai-edge-litert {missing}")
 
 
 def network(*layers, channels=3):
@@ -68,7 +75,7 @@ def logits(model, x):
     return np.asarray(model(x.astype("float32"), training=False))
 
 
-def test_the_image_goes_in_unchanged_and_weights_have_a_scale_for_each_channel(interpreter):  # noqa: F811
+def test_the_image_goes_in_unchanged_and_weights_have_a_scale_for_each_channel(interpreter):
     model = network(convolution(8, "relu"), convolution(5, "relu"), convolution(4))
     # Even of images that hold few of the 256 values.
     dark = [image // 3 for image in images(SIZE, batch=8, block=4)]
@@ -94,10 +101,13 @@ def test_the_image_goes_in_unchanged_and_weights_have_a_scale_for_each_channel(i
         ("int8-float-io", "labels", np.float32, np.uint8),
     ],
 )
-def test_what_goes_in_and_comes_out(interpreter, quantize, result, given, made):  # noqa: F811
+def test_what_goes_in_and_comes_out(interpreter, quantize, result, given, made):
     model = network(convolution(8, "relu"), convolution(8, "relu"), convolution(4))
-    file = File(interpreter, converted(model, quantize, result=result, batch_size=3).content)
+    content, kept = converted(model, quantize, result=result, batch_size=3)
+    file = File(interpreter, content)
     assert file.input["dtype"] == given and file.outputs[0]["dtype"] == made
+    # It takes floats, and makes none.
+    assert any(name.startswith("ARG_MAX ") for name in kept) == (result == "labels")
     x = images(SIZE, batch=3, block=4, seed=1)
     received, expected = file.run(x.astype(given)), logits(model, x)
     if result == "labels":
@@ -113,7 +123,7 @@ def pooled(*pools, activation):
 
 @pytest.mark.parametrize("pool", [(3, 2), (3, 2, 1)])
 @pytest.mark.parametrize("activation", ["relu", None])
-def test_what_lies_around_a_map_for_pooling_is_no_part_of_its_range(interpreter, activation, pool):  # noqa: F811
+def test_what_lies_around_a_map_for_pooling_is_no_part_of_its_range(interpreter, activation, pool):
     model = pooled(CeilMaxPooling2D(*pool), activation=activation)
     file = File(interpreter, converted(model).content)
     (pooling,) = file.named("MAX_POOL_2D")
@@ -128,7 +138,7 @@ def test_what_lies_around_a_map_for_pooling_is_no_part_of_its_range(interpreter,
     assert np.abs(received - expected).max() < 0.06 * np.abs(expected).max() and np.ptp(expected) > 1
 
 
-def test_after_a_relu_zeros_do_and_the_float_file_is_the_same(interpreter):  # noqa: F811
+def test_after_a_relu_zeros_do_and_the_float_file_is_the_same(interpreter):
     keras.utils.set_random_seed(3)
     # An inception module's and a classifier's: through a pool, a concatenation and a normalisation nothing becomes negative.
     x = image = keras.Input((None, None, 3))
@@ -142,15 +152,59 @@ def test_after_a_relu_zeros_do_and_the_float_file_is_the_same(interpreter):  # n
     np.testing.assert_allclose(file.run(x.astype("float32")), logits(model, x), rtol=0, atol=1e-5 * np.abs(logits(model, x)).max())
 
 
-def test_where_values_may_be_negative_the_lowest_number_stays(interpreter):  # noqa: F811
-    dark = network(convolution(4), keras.layers.Activation(lambda x: -keras.ops.relu(x)), CeilMaxPooling2D(3, 2), Conv2D(3, 1))
-    file = File(interpreter, converted(dark, "none").content)
-    assert file.named("PADV2") and not file.named("PAD")
+LOWEST = float(np.finfo("float32").min)
+
+
+def dark(x):
+    """A map of no value above zero."""
+    return keras.layers.Activation(lambda x: -keras.ops.relu(x))(Conv2D(4, 3, padding="same")(x))
+
+
+def bordered(x, value=LOWEST):
+    return keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=value)
+
+
+def bright(x):
+    return Conv2D(4, 3, activation="relu", padding="same")(x)
+
+
+# What stands between an image and the last convolution.
+MAY_BE_NEGATIVE = {
+    "pool": lambda x: CeilMaxPooling2D(3, 2)(dark(x)),
+    # The padding is nobody's largest value but the other map's.
+    "maximum": lambda x: keras.ops.maximum(bordered(bright(x)), bordered(dark(x), -2.0)),
+    # Whether it may be zero depends on what is made of it.
+    "itself": lambda x: keras.ops.maximum(x := bordered(bright(x)), keras.layers.MaxPooling2D(3, 1, "same")(x)),
+    # A padding of another number below zero; the pool's first window holds nothing else.
+    "padding": lambda x: CeilMaxPooling2D(3, 2, 1)(bordered(bordered(bright(x), -2.0), -2.0)),
+}
+
+
+@pytest.mark.parametrize("kind", MAY_BE_NEGATIVE)
+def test_where_values_may_be_negative_the_lowest_number_stays(interpreter, kind):
+    keras.utils.set_random_seed(3)
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, Conv2D(3, 1)(MAY_BE_NEGATIVE[kind](keras.layers.Rescaling(1 / 127.5, -1.0)(image))))
+    file = File(interpreter, converted(model, "none").content)
+    lowest = [operation for operation in file.named("PADV2") if file.interpreter.get_tensor(operation["inputs"][2]) == LOWEST]
+    assert len(lowest) == 1 and not file.named("PAD")
     x = images(SIZE, batch=1, block=4)
-    np.testing.assert_allclose(file.run(x.astype("float32")), logits(dark, x), rtol=0, atol=1e-5 * np.abs(logits(dark, x)).max())
+    np.testing.assert_allclose(file.run(x.astype("float32")), logits(model, x), rtol=0, atol=1e-5 * np.abs(logits(model, x)).max())
 
 
-def test_a_network_of_many_pools_loses_little(interpreter):  # noqa: F811
+def test_maxima_of_padded_maps_that_are_never_negative(interpreter):
+    keras.utils.set_random_seed(3)
+    x = image = keras.Input((None, None, 3))
+    x = bright(x)
+    x = keras.ops.maximum(keras.ops.maximum(bordered(x)[:, 2:, 2:], bordered(bright(x))[:, :-2, :-2]), x)
+    model = keras.Model(image, Conv2D(3, 1)(x))
+    file = File(interpreter, converted(model, "none").content)
+    assert len(file.named("PAD")) == 2 and not file.named("PADV2")
+    x = images(SIZE, batch=1, block=4)
+    np.testing.assert_allclose(file.run(x.astype("float32")), logits(model, x), rtol=0, atol=1e-5 * np.abs(logits(model, x)).max())
+
+
+def test_a_network_of_many_pools_loses_little(interpreter):
     model, size = random_model("fcn_googlenet"), (65, 97)
     content, kept = converted(model, size=size)
     file = File(interpreter, content)
@@ -165,7 +219,7 @@ def test_a_network_of_many_pools_loses_little(interpreter):  # noqa: F811
     assert np.sqrt(((received - expected) ** 2).mean() / (expected**2).mean()) < 0.1
 
 
-def test_what_is_kept_in_float_does_not_go_by_names(interpreter):  # noqa: F811
+def test_what_is_kept_in_float_does_not_go_by_names(interpreter):
     # Named as what they are not.
     keras.utils.set_random_seed(3)
     x = image = keras.Input((None, None, 3))
@@ -180,7 +234,17 @@ def test_what_is_kept_in_float_does_not_go_by_names(interpreter):  # noqa: F811
     assert converted(model, "none").kept_float == []
 
 
-def test_of_deeplab_v3_the_image_pooling_and_the_scores_stay(interpreter):  # noqa: F811
+def test_the_scores_of_several_scales_stay(interpreter):
+    keras.utils.set_random_seed(3)
+    x = image = keras.Input((None, None, 3))
+    x = Conv2D(8, 3, activation="relu", padding="same")(x)
+    scores = keras.layers.Maximum()([Conv2D(3, 1)(x), Conv2D(3, 3, padding="same")(x)])
+    model = keras.Model(image, keras.layers.UpSampling2D(2, interpolation="bilinear")(scores), name="chain")
+    kept = [name.split()[0] for name in converted(model).kept_float]
+    assert sorted(kept) == ["CONV_2D", "CONV_2D", "MAXIMUM", "RESIZE_BILINEAR"]
+
+
+def test_of_deeplab_v3_the_image_pooling_and_the_scores_stay(interpreter):
     # Of a size whose scores are resized by products with matrices.
     model = random_model("deeplab_v3", backbone="resnet50", output_stride=16)
     content, kept = converted(model, size=(60, 80))
@@ -191,7 +255,7 @@ def test_of_deeplab_v3_the_image_pooling_and_the_scores_stay(interpreter):  # no
     assert weights.count(np.int8) > 50
 
 
-def test_maps_whose_cells_are_compared_stay(interpreter):  # noqa: F811
+def test_maps_whose_cells_are_compared_stay(interpreter):
     keras.utils.set_random_seed(3)
     x = image = keras.Input((None, None, 3))
     x = convolution(6, "relu", name="before")(x)
@@ -199,6 +263,8 @@ def test_maps_whose_cells_are_compared_stay(interpreter):  # noqa: F811
     x = MaxUnpooling2D()([convolution(6, "relu", name="coarse")(x), mask])
     model = keras.Model(image, convolution(3, name="scores")(convolution(6, "relu", name="fine")(x)), name="chain")
     content, kept = converted(model)
+    # A comparison makes no floats, but is one of floats.
+    assert {"CONV_2D", "GREATER", "LESS_EQUAL"} < {name.split()[0] for name in kept}
     assert [name for name in kept if "compared" in name] and not [name for name in kept if "before" in name or "coarse" in name]
     x = images(SIZE, batch=1, block=4, seed=1)
     file = File(interpreter, content)
@@ -209,7 +275,7 @@ def test_maps_whose_cells_are_compared_stay(interpreter):  # noqa: F811
 
 
 @pytest.mark.parametrize("channels", [1, 6])
-def test_other_numbers_of_channels(interpreter, channels):  # noqa: F811
+def test_other_numbers_of_channels(interpreter, channels):
     model = network(convolution(8, "relu"), convolution(2), channels=channels)
     file = File(interpreter, converted(model).content)
     x = images(SIZE, batch=1, block=4, channels=channels, seed=1)
@@ -233,17 +299,21 @@ def test_calibration_images_that_would_give_wrong_ranges_are_refused(wrong):
     change, message = WRONG[wrong]
     x = images(SIZE, batch=4, block=4)
     x[:, 0, 0], x[:, 1, 1] = 0, 255
-    assert [image.dtype for image in check_calibration(list(x), (*SIZE, 3))] == [np.float32] * 4
+    # As they are: copies in float32 would be four times as large.
+    given = list(x)
+    assert all(one is other for one, other in zip(given, check_calibration(given, (*SIZE, 3)), strict=True))
     with pytest.raises(KerassegError, match=message) as caught:
         check_calibration(list(change(x)), (*SIZE, 3))
     assert "\n" not in str(caught.value)
 
 
 def test_rounding_is_no_wrong_range():
-    resized = images(SIZE, batch=2, block=4).astype("float32") * np.float32(1.00001)
+    resized = images(SIZE, batch=3, block=4).astype("float32")
     resized[0, 0, 0], resized[1, 0, 0] = -1e-4, 255.001
-    checked = check_calibration(list(resized), (*SIZE, 3))
-    assert min(image.min() for image in checked) == 0 and max(image.max() for image in checked) == 255
+    first, second = _batches(check_calibration(list(resized), (*SIZE, 3)), 2)
+    assert (first.min(), first.max(), first.dtype, first.shape) == (0, 255, np.float32, (2, *SIZE, 3))
+    # Filled up from the start.
+    assert np.array_equal(second[0], resized[2]) and np.array_equal(second[1], first[0])
 
 
 def test_they_are_looked_at_before_the_conversion(monkeypatch):
@@ -264,7 +334,7 @@ def test_without_the_quantizer_it_says_what_to_install(monkeypatch):
         converted(network(convolution(2)))
 
 
-def test_what_the_quantizer_refuses_is_one_line(monkeypatch, interpreter):  # noqa: F811
+def test_what_the_quantizer_refuses_is_one_line(monkeypatch, interpreter):
     quantizer = pytest.importorskip("ai_edge_quantizer.quantizer")
 
     def fail(self, *args, **arguments):

@@ -286,6 +286,13 @@ def test_images_that_do_not_fit_are_refused(files):
             exported.run(images_)
 
 
+def test_our_own_files_may_be_three_pixels_high(tmp_path):
+    wide = give_random_weights(toy(5, preprocessing={"mean": [99.0] * 6}, input_shape=(None, None, 6)))
+    for format, name in FORMATS.items():
+        path = export_model(wide, tmp_path / name, Target(format, input_size=(3, 14)), measure_latency=False).path
+        assert open_file(path).run(images((3, 14), 1, 6, block=2))["logits"].shape == (1, 3, 14, 5)
+
+
 def test_files_that_take_no_image_are_refused(tmp_path):
     two = write_tflite(tmp_path / "two.tflite", lambda a, b: a + b, tf.TensorSpec((1, 2)), tf.TensorSpec((1, 2)))
     first = write_tflite(tmp_path / "first.tflite", lambda x: x + 1, image_spec(1, 3, 8, 8))

@@ -8,6 +8,7 @@ from kerasseg.errors import KerassegError
 from kerasseg.tables import did_you_mean
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+_IMAGES, _SEED = 100, 0
 
 
 def add_calibration_options(made) -> None:
@@ -22,14 +23,26 @@ def add_calibration_options(made) -> None:
         metavar="DATA_OR_FOLDER",
         help="photographs: a data set, with --data-dir, or any folder of .jpg and .png (default: the run's data)",
     )
-    made.add_argument("--calibration-images", type=int, default=100, metavar="N", help="how many of them (default: 100)")
+    # No defaults here: whoever gives them without need of photographs is told so.
+    made.add_argument(
+        "--calibration-images", type=_at_least(2), default=None, metavar="N", help=f"how many of them (default: {_IMAGES})"
+    )
     made.add_argument(
         "--calibration-split",
         default=None,
         metavar="SPLIT",
         help="part of the data set (default: what the run trained on, or train)",
     )
-    made.add_argument("--seed", type=int, default=0, help="which ones are drawn (default: 0)")
+    made.add_argument("--seed", type=_at_least(0), default=None, help=f"which ones are drawn (default: {_SEED})")
+
+
+def _at_least(least: int):
+    def parsed(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"received '{text}', expected a whole number, {least} or more")
+        return int(text)
+
+    return parsed
 
 
 def chosen_calibration(opened: Opened, options: argparse.Namespace, size: tuple[int, int]) -> tuple[list, dict]:
@@ -47,12 +60,12 @@ def chosen_calibration(opened: Opened, options: argparse.Namespace, size: tuple[
     from kerasseg.evaluation.fitted import fit_image
     from kerasseg.export.calibration import draw
 
-    if options.calibration_images < 2:
-        raise KerassegError(f"--calibration-images {options.calibration_images}: expected at least 2, such as 100")
+    count = _IMAGES if options.calibration_images is None else options.calibration_images
+    seed = _SEED if options.seed is None else options.seed
     where, photographs = _photographs(opened, options)
     if len(photographs) < 2:
         raise KerassegError(f"{where} holds {len(photographs)} photographs: int8 needs at least 2 for its calibration, such as 100")
-    drawn = draw(options.calibration_images, len(photographs), options.seed)
+    drawn = draw(count, len(photographs), seed)
     scale, channels = opened.recipe.image_scale if opened.recipe else 1.0, opened.model.inputs[0].shape[-1]
     images = []
     for index in drawn:
@@ -63,7 +76,7 @@ def chosen_calibration(opened: Opened, options: argparse.Namespace, size: tuple[
                 "--calibration"
             )
         images.append(fit_image(image, size, scale))
-    return images, {"data": where, "images": len(images), "seed": options.seed}
+    return images, {"data": where, "images": len(images), "seed": seed}
 
 
 def _photographs(opened: Opened, options) -> tuple[str, list]:

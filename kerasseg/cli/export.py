@@ -16,7 +16,11 @@ _PHOTOGRAPHS = 4
 _ANY = "any"
 # Option → what it is where it is not given; with --check the file itself says.
 _DEFAULTS = {"format": "tflite", "quantize": "none", "batch_size": 1, "result": "logits"}
-_NOT_WITH_CHECK = (*_DEFAULTS, "input_size", "output", "argmax", "select_tf_ops", "out", "calibration", "labels")
+_NOT_WITH_CHECK = (*_DEFAULTS, "input_size", "output", "argmax", "select_tf_ops", "out", "labels")
+# What is only of use with photographs for int8.
+_CALIBRATION = ("calibration", "calibration_images", "calibration_split", "seed")
+# Label tables are of bytes, the last of which says that nothing is known.
+_MOST_NAMES = 255
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,6 +110,7 @@ def _check_options(options) -> None:
         given = [name for name in _NOT_WITH_CHECK if getattr(options, name) not in (None, False)]
         if given:
             raise KerassegError(f"--check takes the file as it is: omit --{given[0].replace('_', '-')}")
+    _check_calibration(options)
     if options.argmax:
         if options.result not in (None, "labels"):
             raise KerassegError(f"--argmax is --result labels, received --result {options.result} too: pass one of them")
@@ -115,8 +120,20 @@ def _check_options(options) -> None:
             setattr(options, name, value)
 
 
+def _check_calibration(options) -> None:
+    """Refuses what would have no effect."""
+    given = [name for name in _CALIBRATION if getattr(options, name) is not None]
+    if not given or options.calibration is not None and options.check is not None:
+        return
+    option = f"--{given[0].replace('_', '-')}"
+    if options.check is not None:
+        raise KerassegError(f"{option} is for --calibration: pass that too, or omit it")
+    if not (options.quantize or "").startswith("int8"):
+        raise KerassegError(f"{option} is for --quantize int8: omit it")
+
+
 def _export(opened: Opened, options) -> None:
-    from kerasseg.export import cut_for, export_model
+    from kerasseg.export import TOLERANCES, cut_for, export_model
 
     # Names and contradictions are seen without the data.
     _target(options, None if options.input_size == _ANY else options.input_size or (1, 1))
@@ -129,7 +146,8 @@ def _export(opened: Opened, options) -> None:
     if crf := opened.recipe and opened.recipe.crf:
         crf = f"the DenseCRF of the evaluation ({crf}) is not in the file, which gives what it would start from"
         print(crf)
-    labels = label_table(opened, _classes(opened.model, options.output), options.labels)
+    classes = _classes(opened.model, options.output)
+    labels = label_table(opened, classes, options.labels) if options.labels or classes <= _MOST_NAMES else None
     images = photographs(opened, options, size)
     calibration, about = chosen_calibration(opened, options, size) if target.int8 else ((), None)
     path, found = export_model(
@@ -142,7 +160,7 @@ def _export(opened: Opened, options) -> None:
         images=images or calibration[:_PHOTOGRAPHS],
         calibration=calibration,
         calibrated_on=about,
-        tolerance=_tolerance(options, target.quantize),
+        tolerance=_tolerance(options, TOLERANCES[target.quantize]),
         left_out=crf or None,
     )
     shape = "x".join("any" if side is None else str(side) for side in found.input["shape"][1:3])
@@ -152,13 +170,18 @@ def _export(opened: Opened, options) -> None:
 
 def _check(opened: Opened, options) -> None:
     from kerasseg.export import check_file
-    from kerasseg.export.exporting import target_of
+    from kerasseg.export.exporting import target_of, tolerance_of
     from kerasseg.runtimes import open_file
 
-    target = target_of(open_file(options.check))
-    images = photographs(opened, options, target.input_size)
-    parity = check_file(options.check, opened.model, images=images, tolerance=_tolerance(options, target.quantize))
-    print(f"{options.check}: computes what Keras does; {_shown(parity._asdict())}")
+    exported = open_file(options.check)
+    size, tolerance = target_of(exported).input_size, _tolerance(options, tolerance_of(exported))
+    if options.calibration is None:
+        images = photographs(opened, options, size)
+    else:
+        images = chosen_calibration(opened, options, size or _usual_size(opened, options))[0][:_PHOTOGRAPHS]
+    parity = check_file(options.check, opened.model, images=images, tolerance=tolerance)
+    limits = ", ".join(f"{name} {limit:g}" for name, limit in tolerance._asdict().items() if limit is not None)
+    print(f"{options.check}: computes what Keras does; {_shown(parity._asdict())}; tolerance: {limits.replace('_', ' ') or 'any'}")
 
 
 def _target(options, size):
@@ -175,27 +198,26 @@ def _usual_place(path: Path) -> Path:
 
 
 def _classes(model, head: str | None) -> int:
-    output = model.output
+    from kerasseg.export.cutting import named_outputs
+
+    output = named_outputs(model)
     if not isinstance(output, dict):
         return output.shape[-1]
     # An unknown head is refused where all of them are known.
     return output.get(head, next(iter(output.values()))).shape[-1]
 
 
-def _tolerance(options, quantize: str):
-    """What the comparison must find, as far as the options say something else; an error is judged as that of the quantization."""
-    from kerasseg.export import TOLERANCES
-
-    tolerance = TOLERANCES[quantize]
+def _tolerance(options, tolerance):
+    """What the comparison must find, as far as the options say something else; the same errors count."""
     if options.tolerance is not None:
-        names = [name for name in ("relative_error", "rms_error") if getattr(tolerance, name) is not None]
+        names = [name for name in ("relative_error", "rms_error") if getattr(tolerance, name) is not None] or ["rms_error"]
         tolerance = tolerance._replace(**dict.fromkeys(names, options.tolerance))
     return tolerance if options.agreement is None else tolerance._replace(argmax_agreement=options.agreement)
 
 
 def _usual_size(opened: Opened, options) -> tuple[int, int]:
     """The size of the run's validation images at the run's scale, rounded up to what the network takes."""
-    from kerasseg.layers import MinimumSize
+    from kerasseg.export.sizes import fitting
 
     size = opened.model.inputs[0].shape[1:3]
     if None not in size:
@@ -204,10 +226,7 @@ def _usual_size(opened: Opened, options) -> tuple[int, int]:
     if not found:
         raise KerassegError(f"{opened.path} does not say how large its images are: pass --input-size, such as 513x513")
     size = [max(1, round(side * opened.recipe.image_scale)) for side in found[0].shape[:2]]
-    for layer in opened.model.layers:
-        if isinstance(layer, MinimumSize):
-            size = [layer.fitting(side) for side in size]
-    return tuple(size)
+    return fitting(opened.model, size)
 
 
 def photographs(opened: Opened, options, size: tuple[int, int] | None) -> list:
@@ -247,7 +266,11 @@ def _shown(parity) -> str:
 
 
 def _shown_latency(latency) -> str:
-    return "" if latency is None else f"; {latency['milliseconds']:g} ms, {latency['threads']} threads, {latency['processor']}"
+    if latency is None:
+        return ""
+    threads = "" if latency["threads"] is None else f"{latency['threads']} threads, "
+    of = "x".join(map(str, latency["input"][1:3]))
+    return f"; {latency['milliseconds']:g} ms for {latency['input'][0]} of {of}, {threads}{latency['processor']}"
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ def check_calibration(images: Sequence[np.ndarray], shape: tuple[int, ...]) -> l
         images: Shape `(H, W, C)` each, 0–255.
         shape: What the file takes, `(H, W, C)`.
     Returns:
-        The images as float32, clipped to 0–255.
+        The images as they are: a copy of all would cost much memory. By rounding, some may lie just outside of 0–255.
     Raises:
         KerassegError: If there are fewer than two, or one has another shape or range.
     """
@@ -42,7 +42,7 @@ def check_calibration(images: Sequence[np.ndarray], shape: tuple[int, ...]) -> l
         raise KerassegError(
             f"calibration images go from {smallest:g} to {largest:g}: expected 0 to 255; multiply images of 0 to 1 by 255"
         )
-    return [np.clip(image.astype(np.float32), 0, 255) for image in checked]
+    return checked
 
 
 def draw(count: int, of: int, seed: int) -> list[int]:

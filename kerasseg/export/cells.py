@@ -1,5 +1,6 @@
 """Where the cells of scores lie in the image that they are resized to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -7,7 +8,6 @@ import keras
 import numpy as np
 
 from kerasseg.backbones.grafting import repeat
-from kerasseg.layers import coordinate_map
 
 # Positions are told apart to this fraction of a cell; float32 holds them better.
 _STEP = 1 << 12
@@ -42,7 +42,23 @@ class Cells:
         }
 
 
-def find_cells(image, scores, tail: list, size: tuple[int, int] | None) -> Cells | None:
+def find_cells_of_any_size(image, scores, tail: list, sizes: Sequence[tuple[int, int]]) -> Cells | None:
+    """Finds where cells lie whatever the size of the image is.
+
+    Args:
+        image: See `find_cells`.
+        scores: See there.
+        tail: See there.
+        sizes: To try, heights and widths.
+    Returns:
+        The places, without the cells of every pixel; `None` where they are not the same at all sizes, or not known at one.
+    """
+    found = [find_cells(image, scores, tail, size) for size in sizes]
+    places = {axis for cells in found for axis in (cells.rows, cells.columns)}
+    return None if len(places) > 1 or None in places else Cells(found[0].rows, found[0].columns)
+
+
+def find_cells(image, scores, tail: list, size: tuple[int, int]) -> Cells:
     """Finds where cells lie.
 
     What brings the scores to the image is asked itself: of cells that hold their own number, it makes an image of the positions.
@@ -52,18 +68,12 @@ def find_cells(image, scores, tail: list, size: tuple[int, int] | None) -> Cells
         image: The network's symbolic input.
         scores: Its symbolic scores before they are resized.
         tail: The tensors behind, see `kerasseg.backbones.grafting.split_tail`.
-        size: Height and width of the images; `None` if they may have any.
+        size: Height and width of the images.
     Returns:
-        The places; of any size, those of `kerasseg.layers.coordinate_map`, `None` where it does not know them.
+        The places.
     Reference:
         Shelhamer et al. 2017, §4.3, and Chen et al. 2017, arXiv:1706.05587, §4.1: the two alignments in use.
     """
-    if size is None:
-        try:
-            place = coordinate_map(scores)
-        except ValueError:
-            return None
-        return Cells(place, place)
     cells = keras.Input((None, None, 3))
     network = keras.Model([image, cells], [scores, repeat(cells, tail)])
     blank = np.zeros((1, *size, image.shape[-1]), np.float32)

@@ -32,6 +32,18 @@ def _mean_field(layer: MeanField, format: str) -> str | None:
 UNCONVERTIBLE: dict[type, Callable[[keras.Layer, str], str | None]] = {MeanField: _mean_field}
 
 
+def named_outputs(model: keras.Model) -> keras.KerasTensor | dict[str, keras.KerasTensor]:
+    """Gives the outputs of a network by their names; the output itself of a network that has one and no name for it.
+
+    Args:
+        model: The network. A list of outputs goes by the names of the layers that they come from.
+    """
+    output = model.output
+    if not isinstance(output, (list, tuple)):
+        return output
+    return dict(zip(model.output_names, output, strict=True)) if len(output) > 1 else output[0]
+
+
 def cut_for(model: keras.Model, format: str) -> Cut:
     """Leaves out what stands at the end of a network and has no form in the operations of a format.
 
@@ -44,8 +56,10 @@ def cut_for(model: keras.Model, format: str) -> Cut:
         The network up to there, of the same name, and what is missing. A network that ends otherwise comes back as it is, also
         if such a layer stands further in: there is no network without it.
     """
-    output, left_out = model.output, []
-    while format in _TITLES and not isinstance(output, (dict, list)):
+    output, left_out = named_outputs(model), []
+    name = next(iter(output)) if isinstance(output, dict) and len(output) == 1 else None
+    output = output if name is None else output[name]
+    while format in _TITLES and not isinstance(output, dict):
         result, tail = split_tail(output)
         layer = layer_of(result)
         reason = next((why(layer, format) for kind, why in UNCONVERTIBLE.items() if isinstance(layer, kind)), None)
@@ -55,4 +69,4 @@ def cut_for(model: keras.Model, format: str) -> Cut:
         output = repeat(sources(result)[0], tail)
     if not left_out:
         return Cut(model, None)
-    return Cut(keras.Model(model.input, output, name=model.name), "; ".join(left_out))
+    return Cut(keras.Model(model.input, output if name is None else {name: output}, name=model.name), "; ".join(left_out))

@@ -8,6 +8,7 @@ import numpy as np
 
 from kerasseg.export.graph import Plan, input_shape
 from kerasseg.export.parity import Parity, Tolerance
+from kerasseg.export.sizes import all_layers
 from kerasseg.labels import LabelTable
 from kerasseg.layers import Preprocessing
 from kerasseg.runtimes import ExportedNetwork, description
@@ -74,7 +75,7 @@ def _version() -> str:
 
 def _input(made: Plan, exported: ExportedNetwork) -> dict[str, Any]:
     shape = input_shape(made)
-    inside = any(isinstance(layer, (Preprocessing, keras.layers.Rescaling)) for layer in made.model.layers)
+    inside = any(isinstance(layer, (Preprocessing, keras.layers.Rescaling)) for layer in all_layers(made.model))
     return {
         "name": "image",
         "shape": list(shape),

@@ -15,16 +15,17 @@ from kerasseg.export.describing import describe
 from kerasseg.export.forms import QUANTIZATIONS, SUFFIXES, Target
 from kerasseg.export.graph import Plan, input_shape, plan, trace_plan
 from kerasseg.export.parity import TOLERANCES, Parity, Tolerance, measure_parity
-from kerasseg.export.saved_model import atomic_directory, sweep_directories, write_plan
+from kerasseg.export.saved_model import write_plan
 from kerasseg.export.timing import measure_latency as time_file
 from kerasseg.labels import LabelTable
 from kerasseg.runs import atomic_path, write_json
-from kerasseg.runs.files import sweep
+from kerasseg.runs.files import DIRECTORY_SUFFIX, atomic_directory, sweep
 from kerasseg.runtimes import ExportedNetwork, description, open_file
-from kerasseg.runtimes.description import Description
+from kerasseg.runtimes.description import TITLES, Description
 from kerasseg.runtimes.notices import without_notices
 
-_TITLES = {"tflite": "TFLite file", "onnx": "ONNX file", "saved_model": "SavedModel"}
+# What may lie in the folder of a SavedModel, which is replaced as a whole.
+_INSIDE = {"saved_model.pb", "variables", "assets", "fingerprint.pb", "keras_metadata.pb", "model.json"}
 
 
 class Exported(NamedTuple):
@@ -102,7 +103,7 @@ def check_file(
         path: What `export_model` wrote; a file without a description is taken for what its shapes say, in float32.
         model: The network.
         images: Photographs, `(H, W, C)` of the file's size, 0–255.
-        tolerance: See `export_model`.
+        tolerance: See `export_model`; by default, what the file had to pass when it was exported.
     Returns:
         The figures of the comparison.
     Raises:
@@ -116,7 +117,7 @@ def check_file(
             f"'{path}' takes images of {exported.input_shape[-1]} channels, {model.name} of {input_shape(made)[-1]}: it is another "
             "network's file"
         )
-    return _passed(exported, made, images, tolerance or TOLERANCES[target.quantize], written=True)
+    return _passed(exported, made, images, tolerance or tolerance_of(exported), written=True)
 
 
 def target_of(exported: ExportedNetwork) -> Target:
@@ -142,24 +143,42 @@ def target_of(exported: ExportedNetwork) -> Target:
     )
 
 
+def tolerance_of(exported: ExportedNetwork) -> Tolerance:
+    """Finds out what a file had to pass.
+
+    Args:
+        exported: The file; of one without a description, what is usual for its quantization.
+    """
+    if exported.description is None:
+        return TOLERANCES[target_of(exported).quantize]
+    return Tolerance(*(exported.description.tolerance.get(name) for name in Tolerance._fields))
+
+
 def _check_path(path: Path, target: Target) -> None:
     suffix = SUFFIXES[target.format]
     if suffix and path.suffix != suffix:
         raise KerassegError(f"received '{path}', expected a file name that ends in {suffix}")
     if not suffix and path.suffix in SUFFIXES.values() and path.suffix:
         raise KerassegError(f"received '{path}', expected the name of a directory, such as '{path.with_suffix('')}'")
-    if not suffix and path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").is_file():
+    inside = {each.name for each in path.iterdir()} if not suffix and path.is_dir() else set()
+    if inside and ("saved_model.pb" not in inside or inside - _INSIDE):
         raise KerassegError(f"'{path}' is a folder with something else in it: name another, such as '{path / 'saved_model'}'")
     beside = description.description_path(path)
-    if not suffix or not beside.is_file():
-        return
+    if suffix and beside.is_file():
+        _check_beside(beside, path)
+
+
+def _check_beside(beside: Path, path: Path) -> None:
+    """Refuses to overwrite a JSON file that is not this file's own."""
     try:
-        described = json.loads(beside.read_text()).get("file")
-    except (ValueError, AttributeError):
-        described = None
-    if described is None and beside.stat().st_size and not path.exists():
+        values = json.loads(beside.read_text())
+    except ValueError:
+        # Beside a file of that name, or empty, it is what is left of a description.
+        values = {"file": path.name} if path.exists() or not beside.stat().st_size else None
+    described = values.get("file") if isinstance(values, dict) else None
+    if not isinstance(described, str):
         raise KerassegError(f"'{beside}' is there and describes no exported file: name another file, its JSON would overwrite it")
-    if described not in (None, path.name) and (beside.parent / described).exists():
+    if described != path.name and (beside.parent / described).exists():
         raise KerassegError(f"'{beside}' describes {described}: name another file, or put it into another folder")
 
 
@@ -167,10 +186,7 @@ def _check_path(path: Path, target: Target) -> None:
 def _room(path: Path, target: Target):
     """Where to write, until it is what it should be; what a killed process left there before is removed."""
     suffix = SUFFIXES[target.format]
-    if suffix:
-        sweep(path.parent, suffix)
-    else:
-        sweep_directories(path.parent)
+    sweep(path.parent, suffix or DIRECTORY_SUFFIX)
     with (atomic_path if suffix else atomic_directory)(path) as temporary:
         yield temporary
 
@@ -231,5 +247,5 @@ def _passed(exported: ExportedNetwork, made: Plan, images, tolerance: Tolerance,
     parity = measure_parity(exported.run, made, images)
     if complaint := tolerance.complaint(parity):
         end = f"'{exported.path}' is not what Keras computes" if written else "no file was written"
-        raise KerassegError(f"the {_TITLES[made.target.format]} disagrees with Keras: {complaint}; {end}")
+        raise KerassegError(f"the {TITLES[made.target.format]} disagrees with Keras: {complaint}; {end}")
     return parity

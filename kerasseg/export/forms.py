@@ -1,6 +1,10 @@
 """What a network can be exported as."""
 
+import operator
 from dataclasses import dataclass
+from typing import SupportsIndex
+
+import numpy as np
 
 from kerasseg.errors import KerassegError
 from kerasseg.tables import did_you_mean
@@ -59,6 +63,11 @@ class Target:
             _check_known(kind, value, known)
         _check_known("quantization", self.quantize, QUANTIZATIONS)
         _check_numbers(self.input_size, self.batch_size)
+        # NumPy's integers are none of JSON's.
+        if self.input_size is not None:
+            object.__setattr__(self, "input_size", tuple(map(operator.index, self.input_size)))
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", operator.index(self.batch_size))
         if self.result == "nearest_labels" and self.input_size is None:
             raise KerassegError("nearest_labels are those of one size of images: pass input_size, or use coarse_labels or labels")
         if self.format == "tflite":
@@ -116,8 +125,13 @@ def _check_known(kind: str, value: str, known: tuple[str, ...]) -> None:
         raise KerassegError(f"unknown {kind} '{value}': {did_you_mean(str(value), known)}")
 
 
+def _counts(value) -> bool:
+    return not isinstance(value, (bool, np.bool_)) and isinstance(value, SupportsIndex) and operator.index(value) >= 1
+
+
 def _check_numbers(input_size, batch_size) -> None:
-    if input_size is not None and (len(input_size) != 2 or any(not isinstance(n, int) or n < 1 for n in input_size)):
+    pair = isinstance(input_size, (tuple, list)) and len(input_size) == 2 and all(map(_counts, input_size))
+    if input_size is not None and not pair:
         raise KerassegError(f"input_size is {input_size}: expected height and width in pixels, such as (513, 513)")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is not None and not _counts(batch_size):
         raise KerassegError(f"batch_size is {batch_size}: expected a number of images of at least 1, or None for any")

@@ -1,5 +1,6 @@
 """A network as the graph that goes into a file: frozen, with named inputs and outputs, and what is asked for at its end."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from kerasseg.backbones.grafting import split_tail
 from kerasseg.errors import KerassegError
-from kerasseg.export.cells import Cells, find_cells
-from kerasseg.export.cutting import cut_for
+from kerasseg.export.cells import Cells, find_cells, find_cells_of_any_size
+from kerasseg.export.cutting import cut_for, named_outputs
 from kerasseg.export.forms import Target
+from kerasseg.export.sizes import all_layers, fitting, some_sizes
 from kerasseg.layers import MinimumSize
 from kerasseg.tables import did_you_mean
 
@@ -19,6 +21,9 @@ INPUT = "image"
 """The name of a file's only input."""
 
 _MOST_CLASSES = 256
+# What TensorFlow lets operations be called.
+_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
+_HALF = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ def plan(model: keras.Model, target: Target) -> Plan:
         target: What is asked for.
     Raises:
         KerassegError: If the network has several inputs, no such head, more classes than fit into a byte, or takes no images of
-            that size.
+            that size; if it was not built yet, or computes in half precision, which only a SavedModel does.
     """
+    _check_built(model, target)
     if len(model.inputs) != 1:
         raise KerassegError(f"{model.name} has {len(model.inputs)} inputs: expected one, the image, that a file can take")
     check_size(model, target.input_size)
@@ -85,10 +91,29 @@ def plan(model: keras.Model, target: Target) -> Plan:
         scores, tail = split_tail(output) if target.coarse else (output, [])
         if not tail:
             continue
-        found = find_cells(model.inputs[0], scores, tail, target.input_size)
+        found = _cells(model, scores, tail, target.input_size)
         if found is None or not found.whole:
             outputs[name], cells[name] = scores, found
     return Plan(target, keras.Model(model.inputs[0], outputs, name=model.name), cells, cut.left_out)
+
+
+def _cells(model: keras.Model, scores, tail: list, size: tuple[int, int] | None) -> Cells | None:
+    if size is not None:
+        return find_cells(model.inputs[0], scores, tail, size)
+    # Of sides that are all a multiple of the stride plus 1, corners on corners would look like a fixed scale.
+    return find_cells_of_any_size(model.inputs[0], scores, tail, [*some_sizes(model), fitting(model, (66, 100))])
+
+
+def _check_built(model: keras.Model, target: Target) -> None:
+    if not getattr(model, "inputs", None):
+        raise KerassegError(f"{model.name} has no input yet: build it as keras.Model(inputs, outputs), or with keras.Input first")
+    half = [layer for layer in all_layers(model) if layer.compute_dtype in _HALF]
+    if half and target.format != "saved_model":
+        more = ", …" if len(half) > 1 else ""
+        raise KerassegError(
+            f"{model.name} computes in {half[0].compute_dtype} ({half[0].name}{more}): TFLite and ONNX files are float32; load it "
+            "with float32 policies, or use the format saved_model"
+        )
 
 
 def check_size(model: keras.Model, size: tuple[int, int] | None) -> None:
@@ -105,7 +130,7 @@ def check_size(model: keras.Model, size: tuple[int, int] | None) -> None:
                 f"{model.name} takes images of {takes} alone, received {_shown(size)}: build it with input_shape=(None, None, ...)"
             )
     if size is not None:
-        for layer in model.layers:
+        for layer in all_layers(model):
             if isinstance(layer, MinimumSize):
                 layer.compute_output_shape((None, *size, own[-1]))
 
@@ -113,9 +138,7 @@ def check_size(model: keras.Model, size: tuple[int, int] | None) -> None:
 def _named(model: keras.Model, target: Target) -> dict:
     """Symbolic outputs by the names that they have in the file."""
     result = "labels" if target.gives_labels else target.result
-    output = model.output
-    if isinstance(output, (list, tuple)):
-        output = dict(zip(model.output_names, output, strict=True)) if len(output) > 1 else output[0]
+    output = named_outputs(model)
     if not isinstance(output, dict):
         if target.output is not None:
             raise KerassegError(f"{model.name} has one output: leave output={target.output!r} away")
@@ -124,11 +147,22 @@ def _named(model: keras.Model, target: Target) -> dict:
         raise KerassegError(
             f"{model.name} has an output '{INPUT}', which is what the file's input is called: pass output='{INPUT}' alone"
         )
+    if target.output is None and len(output) > 1 and target.format != "saved_model":
+        _check_names(model, output)
     if target.output is None:
         return output if len(output) > 1 else {result: next(iter(output.values()))}
     if target.output not in output:
         raise KerassegError(f"{model.name} has no output '{target.output}': {did_you_mean(target.output, output)}")
     return {result: output[target.output]}
+
+
+def _check_names(model: keras.Model, names) -> None:
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise KerassegError(
+                f"{model.name} has an output '{name}', which a file cannot call so: pass output='{name}' alone (--output), or use "
+                "the format saved_model"
+            )
 
 
 def _check_scores(model: keras.Model, name: str, output, target: Target) -> None:

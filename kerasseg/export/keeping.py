@@ -7,7 +7,8 @@ from ai_edge_litert.tools import flatbuffer_utils
 # What brings scores to the image's size, puts them together or reads the class off them, without making new ones.
 _TAIL = {
     *("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SLICE", "STRIDED_SLICE", "PAD", "PADV2", "MIRROR_PAD", "BROADCAST_TO"),
-    *("ADD", "MUL", "RESHAPE", "TRANSPOSE", "CONCATENATION", "GATHER", "GATHER_ND", "CAST", "ARG_MAX", "SOFTMAX", "LOG_SOFTMAX"),
+    *("ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "RESHAPE", "TRANSPOSE", "CONCATENATION", "GATHER", "GATHER_ND", "CAST"),
+    *("ARG_MAX", "SOFTMAX", "LOG_SOFTMAX"),
 }
 # Which cell of a map is the largest, and what the map goes through on the way there.
 _COMPARISONS = {"GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "EQUAL", "NOT_EQUAL"}
@@ -60,8 +61,9 @@ class Operations:
         return "".join(f"{self.name(tensor)};" for tensor in self.made(index))
 
     def is_float(self, index: int) -> bool:
-        """Whether it computes in float32."""
-        return any(self._tensors[tensor].type == _FLOAT for tensor in self.made(index))
+        """Whether it computes in float32: of what it takes (a comparison makes no numbers), or to what it makes."""
+        taken = [tensor for tensor in self.given(index) if tensor in self.maker or tensor in self.inputs]
+        return any(self._tensors[tensor].type == _FLOAT for tensor in taken + self.made(index))
 
     def activations(self) -> list[int]:
         """The tensors that are computed, and the inputs: all but constants."""
@@ -71,8 +73,9 @@ class Operations:
 def kept_in_float(operations: Operations) -> set[int]:
     """Finds what a file of 8 bits keeps in float.
 
-    - The last scores: whatever makes them (a convolution, say), and what behind it only adds, resizes and crops. Rounded before
-      the largest is taken, near classes would be equal.
+    - The last scores: whatever makes them (a convolution, say), and what behind it only adds, resizes, crops and takes the largest
+      of several scales. Rounded before the largest class is found, near ones would be equal; where a file gives the scores
+      themselves in 8 bits, they are rounded once instead of twice.
     - A map whose cells are compared, as for the switches of unpooling, and what makes it: of cells that are equal in 8 bits, the
       larger one cannot be told.
     - The average over a whole map, and what is computed of it as long as it is one cell: few numbers, each of which is everywhere.

@@ -23,7 +23,6 @@ _MAPS = dict.fromkeys(
 ) | dict.fromkeys(("ResizeBilinear", "ResizeNearestNeighbor"), 1)
 # What may lie between the padding and the maximum.
 _BETWEEN = {"Slice", "StridedSlice", "Identity"}
-_MAXIMA = {"MaxPool", "Maximum"}
 _LOWEST = -1e30
 
 
@@ -46,6 +45,8 @@ class _Graph:
 
     def never_negative(self, node: NodeDef) -> bool:
         if node.name not in self._known:
+            # Padding asks what its readers read: of what is asked for on its own account nothing is known, and the number stays.
+            self._known[node.name] = False
             self._known[node.name] = self._is_never_negative(node)
         return self._known[node.name]
 
@@ -59,8 +60,14 @@ class _Graph:
             return any(map(self.never_negative, sources))
         if node.op == "ConcatV2":
             sources = sources[:-1]
-        # The lowest number around a map is gone after the maxima: `pads_for_maxima` has looked at who reads it.
+        if node.op == "PadV2" and not self._pads_without_negatives(node):
+            return False
         return node.op in _KEEPING and bool(sources) and all(map(self.never_negative, sources[: _MAPS.get(node.op)]))
+
+    def _pads_without_negatives(self, node: NodeDef) -> bool:
+        value = self.constant(self.sources(node)[2])
+        # The lowest number around a map is gone after the maxima: `pads_for_maxima` looks at who reads it.
+        return value is not None and (float(value) >= 0 or self.pads_for_maxima(node))
 
     def pads_for_maxima(self, node: NodeDef) -> bool:
         value = self.constant(self.sources(node)[2]) if node.op == "PadV2" else None
@@ -68,9 +75,24 @@ class _Graph:
 
     def _ends_in_maxima(self, node: NodeDef) -> bool:
         readers = self.readers.get(node.name, [])
-        return bool(readers) and all(
-            reader.op in _MAXIMA or (reader.op in _BETWEEN and self._ends_in_maxima(reader)) for reader in readers
-        )
+        return bool(readers) and all(map(self._takes_maxima, readers))
+
+    def _takes_maxima(self, reader: NodeDef) -> bool:
+        if reader.op == "Maximum":
+            # The other map may be below zero where this one is padding, and is then the larger one.
+            return all(map(self._is_zero_or_padding, self.sources(reader)))
+        return reader.op == "MaxPool" or (reader.op in _BETWEEN and self._ends_in_maxima(reader))
+
+    def _is_zero_or_padding(self, node: NodeDef) -> bool:
+        """Whether every value is at least zero, or the lowest number."""
+        sources = self.sources(node)
+        if node.op == "PadV2" and (value := self.constant(sources[2])) is not None and float(value) <= _LOWEST:
+            return self.never_negative(sources[0])
+        if node.op in _BETWEEN:
+            return self._is_zero_or_padding(sources[0])
+        if node.op == "Maximum":
+            return all(map(self._is_zero_or_padding, sources))
+        return self.never_negative(node)
 
 
 def pad_with_zeros(graph: GraphDef) -> int:

@@ -7,11 +7,10 @@ import numpy as np
 
 from kerasseg.errors import KerassegError
 from kerasseg.export.graph import Plan, input_shape
+from kerasseg.export.sizes import some_sizes
 
 # Logits that differ by less than this part of the largest are the same everywhere.
 _CONSTANT = 1e-6
-# Sizes that a file for images of any size is run at; odd, and no square.
-_ANY_SIZES = ((65, 97), (97, 65), (129, 161), (225, 257))
 
 
 class Parity(NamedTuple):
@@ -90,9 +89,13 @@ def measure_parity(run: Callable[[np.ndarray], dict], made: Plan, images: Sequen
     batches = [np.asarray(image, np.float32)[np.newaxis] for image in images]
     judged = len(batches) if made.target.quantize != "none" and batches else None
     batches += random_batches(made)
-    scores = [_reference(made, batch) for batch in batches]
-    _check_varies(scores, made)
-    figures = [_compare_all(run(batch), of_batch, made) for batch, of_batch in zip(batches, scores, strict=True)]
+    figures, limits = [], {}
+    for batch in batches:
+        # A score map may have a hundred megabytes: of those before, only extremes and figures are kept.
+        scores = _reference(made, batch)
+        _extend(limits, scores)
+        figures.append(_compare_all(run(batch), scores, made))
+    _check_varies(limits, made)
     count = sum(map(len, batches))
     if not np.isfinite([figure for of_batch in figures for figure in of_batch]).all():
         return Parity(float("inf"), float("inf"), 0.0, count, len(images))
@@ -114,12 +117,18 @@ def _reference(made: Plan, batch: np.ndarray) -> dict[str, np.ndarray]:
     return scores
 
 
-def _check_varies(scores: list[dict[str, np.ndarray]], made: Plan) -> None:
-    for name in scores[0]:
-        lowest = np.min([each[name].min((0, 1, 2)) for each in scores], 0)
-        highest = np.max([each[name].max((0, 1, 2)) for each in scores], 0)
+def _extend(limits: dict[str, tuple[np.ndarray, np.ndarray]], scores: dict[str, np.ndarray]) -> None:
+    """Keeps the least and the largest of every class."""
+    for name, values in scores.items():
+        lowest, highest = values.min((0, 1, 2)), values.max((0, 1, 2))
+        low, high = limits.get(name, (lowest, highest))
+        limits[name] = np.minimum(low, lowest), np.maximum(high, highest)
+
+
+def _check_varies(limits: dict[str, tuple[np.ndarray, np.ndarray]], made: Plan) -> None:
+    for name, (lowest, highest) in limits.items():
         if (highest - lowest).max() <= _CONSTANT * max(abs(lowest).max(), abs(highest).max()):
-            which = f" of '{name}'" if len(scores[0]) > 1 else ""
+            which = f" of '{name}'" if len(limits) > 1 else ""
             raise KerassegError(
                 f"{made.model.name}: the network's logits{which} are constant (an untrained network's are zero): train it before "
                 "exporting"
@@ -136,26 +145,13 @@ def random_batches(made: Plan) -> list[np.ndarray]:
     """
     batch, *size, channels = input_shape(made)
     generator, batches = np.random.default_rng(0), []
-    for height, width in [tuple(size)] if size[0] else _sizes_for(made):
+    for height, width in [tuple(size)] if size[0] else some_sizes(made.model):
         count = batch or 2
         noise = generator.uniform(0, 255, (count, height, width, channels)).astype(np.float32)
         # Noise alone excites hardly any class.
         smooth = _enlarged(generator.uniform(0, 255, (count, 4, 4, channels)).astype(np.float32), height, width)
         batches += [noise, smooth]
     return batches
-
-
-def _sizes_for(made: Plan) -> list[tuple[int, int]]:
-    """Two sizes that the network takes, which refuses small ones and, some of them, what is no multiple of something."""
-    from kerasseg.layers import MinimumSize
-
-    watches = [layer for layer in made.model.layers if isinstance(layer, MinimumSize)]
-    fitting = []
-    for size in _ANY_SIZES:
-        for watch in watches:
-            size = tuple(map(watch.fitting, size))
-        fitting.append(size)
-    return list(dict.fromkeys(fitting))[:2]
 
 
 def _enlarged(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -188,7 +184,8 @@ def _compare(result, scores: np.ndarray, name: str, made: Plan) -> tuple[float, 
     if labels:
         difference = scores.max(-1) - np.take_along_axis(scores, chosen[..., np.newaxis].astype(int), -1)[..., 0]
     else:
-        difference = np.abs(result.astype(np.float64) - scores)
+        with np.errstate(over="ignore"):
+            difference = np.abs(result - scores)
     agreement = (chosen == scores.argmax(-1)).mean(axis=(1, 2)).min()
     # Scores of one image may well be zero.
     largest, usual = (max(value, np.finfo(np.float32).tiny) for value in (np.abs(scores).max(), _rms(scores)))
@@ -196,4 +193,6 @@ def _compare(result, scores: np.ndarray, name: str, made: Plan) -> tuple[float, 
 
 
 def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+    # Row by row: no copy of it all in float64.
+    rows = values.reshape(-1, *values.shape[2:])
+    return float(np.sqrt(sum(np.square(row, dtype=np.float64).sum() for row in rows) / values.size))

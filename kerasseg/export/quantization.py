@@ -20,12 +20,12 @@ def quantize_int8(content: bytes, calibration: Sequence[np.ndarray], *, float_io
 
     Args:
         content: The float32 file, one input of images 0–255.
-        calibration: Images, `(H, W, C)`, float32, 0–255 (`calibration.check_calibration`); the ranges of all maps are the smallest
-            and largest value that they have on them.
+        calibration: Images, `(H, W, C)`, 0–255 (`calibration.check_calibration`); the ranges of all maps are the smallest and
+            largest value that they have on them.
         float_io: Whether the file takes and gives float32. Else it takes uint8, the image as it is, and gives int8.
     Returns:
-        The new file, and which of its operations are in float: by rule (`keeping.kept_in_float`), or because they have no form in
-        8 bits.
+        The new file, and which of its operations take or make float numbers: by rule (`keeping.kept_in_float`), or because they
+        have no form in 8 bits.
     Raises:
         KerassegError: If ai-edge-quantizer is missing or refuses the file.
     Reference:
@@ -115,9 +115,10 @@ def _ranges(content: bytes, operations, images: Sequence[np.ndarray]) -> dict:
 
 
 def _batches(images: Sequence[np.ndarray], size: int):
-    """Batches of what the file takes at once, the last one filled up from the start."""
+    """Batches of what the file takes at once, float32, clipped to 0–255; the last one filled up from the start."""
     for start in range(0, len(images), size):
-        yield np.stack([images[index % len(images)] for index in range(start, start + size)])
+        batch = np.stack([images[index % len(images)] for index in range(start, start + size)])
+        yield np.clip(batch.astype(np.float32, copy=False), 0, 255)
 
 
 def _range(smallest: float, largest: float, rank: int) -> dict:

@@ -27,7 +27,7 @@ def convert_tflite(
     Args:
         function: From `kerasseg.export.graph.trace`: frozen, one input `image`.
         quantize: `"none"` (float32), `"float16"` (weights of 16 bits, computed in float32), `"dynamic"` (weights of 8 bits,
-            the rest measured as it runs), `"int8"` (8 bits throughout, input and outputs too) or `"int8-float-io"`.
+            the rest measured as it runs), `"int8"` (8 bits, input and outputs too, but for `kept_float`) or `"int8-float-io"`.
         calibration: For int8: images `(H, W, C)` as the network takes them, 0–255, of the function's size.
         select_tf_ops: Allow TensorFlow's own operations; such a file needs the Flex delegate.
     Returns:

@@ -21,9 +21,11 @@ def measure_latency(path: str | Path, made: Plan, threads: int | None = None) ->
     Args:
         path: The file.
         made: What it was made of.
-        threads: How many to compute with; `None`: as many as this process has processors.
+        threads: How many to compute with; `None`: as many as this process has processors. TensorFlow keeps its own number, for a
+            SavedModel.
     Returns:
-        `milliseconds`: median of the runs after the first; `runs`, `threads`, `processor`.
+        `milliseconds`: median of the runs after the first; `input`: shape of what it ran on; `runs`; `threads`, `None` of a
+        SavedModel; `processor`.
     """
     threads = threads or default_threads()
     network, batch = open_file(path, threads=threads, check=False), random_batches(made)[0]
@@ -34,7 +36,9 @@ def measure_latency(path: str | Path, made: Plan, threads: int | None = None) ->
         network.run(batch)
         seconds.append(time.perf_counter() - start)
     milliseconds = float(f"{1000 * median(seconds):.4g}")
-    return {"milliseconds": milliseconds, "runs": len(seconds), "threads": threads, "processor": processor()}
+    known = None if network.format == "saved_model" else threads
+    timed = {"milliseconds": milliseconds, "input": list(batch.shape), "runs": len(seconds)}
+    return {**timed, "threads": known, "processor": processor()}
 
 
 def processor() -> str:

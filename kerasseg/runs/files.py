@@ -3,12 +3,19 @@
 import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+DIRECTORY_SUFFIX = ".directory"
+"""What the names of temporary directories end in."""
+
 _UNFINISHED = ".unfinished-"
+# What this process is writing at present: another thread of it may be sweeping the same folder.
+_writing: set[str] = set()
 
 
 @contextmanager
@@ -30,8 +37,10 @@ def atomic_path(path: str | Path):
     temporary = None
     with naming(path):
         try:
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED, suffix="." + path.name.split(".", 1)[-1])
+            suffix = "." + path.name.split(".", 1)[-1]
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(), suffix=suffix)
             os.close(handle)
+            _writing.add(Path(temporary).name)
             yield Path(temporary)
             _sync(temporary, os.O_RDWR)
             # mkstemp makes files that only their owner can read.
@@ -41,6 +50,41 @@ def atomic_path(path: str | Path):
         finally:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
+                _writing.discard(Path(temporary).name)
+
+
+@contextmanager
+def atomic_directory(path: str | Path):
+    """Gives a temporary directory beside the final one, and moves it there when the block ends well.
+
+    Args:
+        path: The final directory; what is there before is replaced.
+    Yields:
+        An empty directory. After an exception it is removed and the final one is untouched.
+    Raises:
+        OSError: If a file is there, or the disk does not take it.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(), suffix=DIRECTORY_SUFFIX))
+    _writing.add(room.name)
+    try:
+        made = room / "new"
+        made.mkdir()
+        yield made
+        if path.exists():
+            # A directory that holds something cannot be replaced at one stroke.
+            path.rename(room / "old")
+        made.rename(path)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+        _writing.discard(room.name)
+
+
+def _prefix() -> str:
+    return f"{_UNFINISHED}{os.getpid()}-"
 
 
 @contextmanager
@@ -68,9 +112,31 @@ def _sync(path: str | Path, flags: int) -> None:
 
 
 def sweep(folder: Path, suffix: str = "") -> None:
-    """Removes the temporary files that a killed process left in a folder; nobody else may be writing (files of a suffix) there."""
+    """Removes the temporary files and directories (of a suffix) that killed processes left, not what is being written."""
     for stray in folder.glob(f"{_UNFINISHED}*{suffix}"):
-        stray.unlink(missing_ok=True)
+        if _is_being_written(stray.name):
+            continue
+        if stray.is_dir():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            stray.unlink(missing_ok=True)
+
+
+def _is_being_written(name: str) -> bool:
+    writer = re.match(rf"{re.escape(_UNFINISHED)}(\d+)-", name)
+    if writer is None:
+        return False
+    # After a restart, a killed process may have had the number of this one.
+    if int(writer[1]) == os.getpid():
+        return name in _writing
+    try:
+        os.kill(int(writer[1]), 0)
+    except PermissionError:
+        # Somebody else's.
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def write_json(path: str | Path, values: Any) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 from kerasseg.errors import KerassegError
 
+TITLES = {"tflite": "TFLite file", "onnx": "ONNX file", "saved_model": "SavedModel"}
+"""What files of a format are called."""
+
 _INSIDE = "model.json"
 
 
@@ -37,7 +40,8 @@ class Description:
         recipe: What the network was trained by, as `Recipe.to_json`, without `data_dir`.
         calibration: `data`, `images`, `seed` of int8.
         kept_float: What of int8 stayed in float32.
-        latency: `milliseconds` (median), `runs`, `threads`, `processor`.
+        latency: `milliseconds` (median), `input` (the shape of what it was timed on), `runs`, `threads` (`None`: TensorFlow's own
+            choice), `processor`.
     """
 
     version: str
@@ -71,14 +75,36 @@ class Description:
         """Reads what `to_json` gave; what it does not know, it leaves aside.
 
         Raises:
-            KerassegError: If something is missing.
+            KerassegError: If something is missing, or of another type.
         """
         values = {"version": values.get("kerasseg"), **values}
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         try:
-            return cls(**known)
+            found = cls(**known)
         except TypeError as error:
-            raise KerassegError(f"it is no description of an exported network ({error}): export it again") from error
+            raise _refusal(error) from error
+        for problem in found._problems():
+            raise _refusal(problem)
+        return found
+
+    def _problems(self):
+        """Says of what is relied upon which is of another type."""
+        for name in ("file", "format", "quantization", "sha256"):
+            if not isinstance(getattr(self, name), str):
+                yield f"'{name}' is no text"
+        for name in ("input", "outputs", "parity", "tolerance", "operations"):
+            if not isinstance(getattr(self, name), Mapping):
+                yield f"'{name}' has no names"
+        if not self.outputs:
+            yield "it has no outputs"
+        for name, output in self.outputs.items():
+            if not isinstance(output, Mapping) or not isinstance(output.get("meaning"), str):
+                yield f"it does not say what '{name}' means"
+            elif not all(isinstance(output.get(key), str | None) for key in ("asked", "head")):
+                yield f"it does not say what '{name}' is of"
+        for name, limit in self.tolerance.items():
+            if isinstance(limit, bool) or not isinstance(limit, int | float | None):
+                yield f"tolerance of '{name}' is no number"
 
     def check(self, path: str | Path) -> None:
         """Compares a file with the SHA-256 that is written here.
@@ -91,6 +117,10 @@ class Description:
                 f"'{path}' is not the file that {description_path(path).name} describes (its SHA-256 differs): one of them was "
                 "changed, or the export was interrupted; export it again"
             )
+
+
+def _refusal(reason) -> KerassegError:
+    return KerassegError(f"it is no description of an exported network ({reason}): export it again")
 
 
 def description_path(path: str | Path) -> Path:
@@ -119,6 +149,7 @@ def read(path: str | Path) -> Description | None:
     if not isinstance(values, dict) or "kerasseg" not in values or "sha256" not in values:
         return None
     named = values.get("file")
+    named = named if isinstance(named, str) else None
     if named != Path(path).name and named and where.parent != Path(path) and (where.parent / named).exists():
         return None
     return Description.from_json(values)

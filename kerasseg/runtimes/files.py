@@ -183,7 +183,15 @@ def open_file(path: str | Path, *, threads: int | None = None, check: bool = Tru
         raise KerassegError(f"no exported file at '{path}': expected a .tflite or .onnx file, or the folder of a SavedModel")
     if not is_exported(path) or (path.suffix.lower() in SUFFIXES and not path.is_file()):
         raise KerassegError(f"'{path}' is no exported file: expected a .tflite or .onnx file, or a folder with saved_model.pb")
-    description = _described(path, check)
+    network = _opened(path, _described(path, check), threads)
+    _, height, _, channels = network.input_shape
+    # Of a file of ours, it is known; of any other, a height of 1 or 3 will be channels that come first.
+    if check and network.description is None and height in (1, 3) and channels not in (1, 3):
+        raise _no_images(path, network.input_shape)
+    return network
+
+
+def _opened(path: Path, description, threads: int) -> ExportedNetwork:
     if path.is_dir():
         from kerasseg.runtimes.saved_model import open_saved_model
 
@@ -214,11 +222,15 @@ def image_slot(path: Path, slots: list[Slot]) -> Slot:
     if len(slots) != 1:
         raise KerassegError(f"'{path}' has {len(slots)} inputs ({', '.join(slot.name for slot in slots)}): expected one, an image")
     shape = slots[0].shape
-    if len(shape) != 4 or shape[3] is None or (shape[1] in (1, 3) and shape[3] not in (1, 3)):
-        raise KerassegError(f"'{path}' takes input of shape {shape}: expected images (batch, height, width, channels)")
+    if len(shape) != 4 or shape[3] is None:
+        raise _no_images(path, shape)
     if slots[0].dtype.kind not in "fiu":
         raise KerassegError(f"'{path}' takes input of type {slots[0].dtype}: expected numbers")
     return slots[0]
+
+
+def _no_images(path: Path, shape) -> KerassegError:
+    return KerassegError(f"'{path}' takes input of shape {shape}: expected images (batch, height, width, channels)")
 
 
 def first_line(error: Exception, *, length: int = 200) -> str:
@@ -239,6 +251,11 @@ def _described(path: Path, check: bool):
     from kerasseg.runtimes import description
 
     found = description.read(path)
+    format = SUFFIXES.get(path.suffix.lower(), "saved_model")
+    if found is not None and found.format != format:
+        beside = description.description_path(path).name
+        shown = description.TITLES.get(found.format, found.format)
+        raise KerassegError(f"'{path}' is a {description.TITLES[format]}, {beside} describes another, {shown}: export it again")
     if found is not None and check:
         found.check(path)
     return found
