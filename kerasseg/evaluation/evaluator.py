@@ -64,9 +64,7 @@ def evaluate(
             at all is labelled, the network's number of classes is not the data set's, a class to exclude is unknown or none
             would be left, or there is no photograph for the CRF.
     """
-    inference = inference or Inference(method=usual_method(model))
-    check_has_scores(model, inference, calibration=calibration)
-    task = _task(data.labels, inference.output, model)
+    task = _task(data.labels, inference and inference.output, model)
     labels = data.labels if task is None else data.labels[task]
     excluded = excluded_classes(labels, exclude)
     made = requested(
@@ -78,6 +76,8 @@ def evaluate(
         boundary_f=boundary_f,
         calibration=calibration,
     )
+    inference = inference or Inference(method=usual_method(model))
+    check_has_scores(model, inference, calibration=calibration)
     total = _check_request(data, labels, inference, limit, batch_size)
     tally = _Tally(labels, excluded, [*made, *measures])
     predicting, scoring, start = _Stopwatch(), _Stopwatch(), time.perf_counter()
