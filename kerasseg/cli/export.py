@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         metavar="R",
         help="what the file gives: logits (default), probabilities, labels, nearest_labels or coarse_labels (before they are "
-        "resized to the image: smaller and faster)",
+        "resized to the image: much smaller)",
     )
     made.add_argument("--argmax", action="store_true", help="the same as --result labels")
     made.add_argument("--output", default=None, metavar="HEAD", help="output of a network with several (default: all)")

@@ -19,7 +19,7 @@ RESULTS = ("logits", "probabilities", "labels", "nearest_labels", "coarse_labels
 """What a file gives. The last three are class numbers, uint8, and all called `labels` in the file:
 
 - `labels`: of every pixel, the class with the largest logit.
-- `coarse_labels`: the same of every cell of the scores before they are resized to the image: much smaller and faster.
+- `coarse_labels`: the same of every cell of the scores before they are resized to the image: much smaller.
 - `nearest_labels`: the coarse ones brought to the image, each pixel with the class of the nearest cell.
 """
 
