@@ -147,6 +147,10 @@ MISTAKES = {
     "missing list": (("{place}/none.caffemodel", "--list"), "no file at '{place}/none.caffemodel'"),
     "cut": (("{place}/cut.caffemodel", *NARROW, *OUT), "it is truncated; expected the binary file"),
     "text": (("{place}/net.prototxt", *NARROW, *OUT), "'{place}/net.prototxt' is text"),
+    "exported": (
+        ("{place}/a.tflite", *NARROW, *OUT),
+        "{place}/a.tflite is an exported file, whose weights are folded: expected the run",
+    ),
     "other network": (("{place}/little.caffemodel", *NARROW, *OUT), "unknown layer conv1;"),
     "nothing fits": (("{place}/little.caffemodel", *NARROW, *OUT, "--skip-mismatch"), "nothing of them fits"),
     "width": (

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from cli_helpers import ROOT, run
+from cli_helpers import ROOT, run, tree
 from PIL import Image
 
 import kerasseg
@@ -82,6 +82,25 @@ def test_masks_of_ones_own_photographs(tmp_path, capsys):
     assert "1 photographs (the network knows nothing but drawings of shapes)" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["mine.png"]
     assert np.asarray(Image.open(tmp_path / "out/index/mine.png")).shape == (50, 70)
+
+
+def test_what_is_read_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "color").mkdir()
+    Image.fromarray(drawings(1, (50, 70))[0]).save(tmp_path / "color/mine.png")
+    np.save(tmp_path / "large.npy", np.zeros((4, 4, 3), np.uint8))
+    before = tree(tmp_path)
+    for arguments, said in (
+        ([tmp_path / "color", "--out", tmp_path], "would be written over"),
+        ([tmp_path / "color", "--out", tmp_path / "color/mine.png"], "is a file"),
+        # Refused before the masks of the first one are written.
+        ([tmp_path / "color", tmp_path / "large.npy", "--out", tmp_path / "out"], "the demo labels photographs"),
+    ):
+        assert run(predict, "--demo", *arguments) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+        assert tree(tmp_path) == before
+    # Of what is not written over it may be in the same folder.
+    assert run(predict, "--demo", tmp_path / "color", "--out", tmp_path, "--kinds", "index") == 0
 
 
 def test_what_the_demo_does_not_do_is_said(tmp_path, capsys):

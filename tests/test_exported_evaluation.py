@@ -1,10 +1,12 @@
 import json
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from cli_helpers import run, toy, write_camvid
+import tensorflow as tf
+from cli_helpers import run, toy, tree, write_camvid
 from helpers import assert_close, give_random_weights, images, random_model
 
 import kerasseg
@@ -15,7 +17,7 @@ from kerasseg.cli.opening import open_run_or_model, root_of
 from kerasseg.data import open_data
 from kerasseg.evaluation import Fitted, Inference, WholeImage
 from kerasseg.evaluation.crf_store import _checksum
-from kerasseg.evaluation.exported import _at_pixels
+from kerasseg.evaluation.exported import _at_pixels, gives_labels
 from kerasseg.export import Target, export_model
 from kerasseg.labels import LABELS
 from kerasseg.layers import coordinate_map
@@ -133,6 +135,27 @@ def test_heads_of_a_file_are_evaluated_by_name(tmp_path):
             np.testing.assert_array_equal(predict(opened, picture, output=output), predict(model, picture, output=output))
 
 
+def test_what_is_no_map_is_left_out(model, tmp_path):
+    def write_foreign(name, *kept):
+        def function(image):
+            logits = model(image, training=False)
+            # First by name.
+            found = {"aside": tf.reduce_mean(logits, (1, 2)), "logits": logits}
+            return {key: found[key] for key in kept}
+
+        module = tf.Module()
+        module.model, module.function = model, tf.function(function, autograph=False)
+        signature = module.function.get_concrete_function(tf.TensorSpec((1, *SMALL, 3), tf.float32, name="image"))
+        tf.saved_model.save(module, str(tmp_path / name), signatures=signature)
+        return tmp_path / name
+
+    opened, picture = kerasseg.load_model(write_foreign("both", "aside", "logits")), images(SMALL, 1, block=5)[0]
+    assert not isinstance(opened.output, dict) and not gives_labels(opened)
+    np.testing.assert_array_equal(predict(opened, picture), predict(model, picture))
+    with pytest.raises(KerassegError, match=r"^[^\n]*gives 'aside' of shape \(1, 6\): expected logits[^\n]*$"):
+        kerasseg.load_model(write_foreign("none", "aside"))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -155,14 +178,20 @@ def test_evaluate_does_with_files_what_it_does_with_networks(root, model, tmp_pa
     assert_same_scores(tmp_path / "lite", tmp_path / "fixed", 1e-3)
 
 
-def test_evaluate_against_another_file(root, capsys):
+def test_evaluate_against_another_file(root, capsys, monkeypatch):
     assert run(evaluate, root / "lite.tflite", "--against", root / "standard.onnx", "--limit", 2, "--pictures", 0) == 0
     out = capsys.readouterr().out
     assert "lite-tflite - standard-onnx  mean_iou" in out and re.search(r"mean_iou +\+0\.00", out)
     # Each has a folder of its own.
     for name in ("lite-tflite", "standard-onnx"):
         assert (root / name / "report" / "val-first-2" / "scores.json").is_file()
-    assert root_of(root / "saved") == root / "saved" and root_of(root / "network.keras") == root / "network"
+    assert root_of(root / "network.keras") == root / "network" and root_of(root) == root
+    # A SavedModel is deployed as the folder that it is.
+    content = tree(root / "saved")
+    assert run(evaluate, root / "saved", "--limit", 1, "--pictures", 0) == 0
+    assert (root / "saved-results" / "report" / "val-first-1" / "scores.json").is_file() and tree(root / "saved") == content
+    monkeypatch.chdir(root / "saved")
+    assert root_of(Path(".")) == root / "saved-results"
 
 
 def test_labels_refuse_what_needs_scores(root, capsys):
@@ -183,7 +212,7 @@ def test_labels_refuse_what_needs_scores(root, capsys):
         predict(labelled, images(SMALL, 1)[0], crf="deeplab_v1")
 
 
-def test_what_a_description_knows(root, tmp_path):
+def test_what_a_description_knows(root, tmp_path, capsys):
     opened = open_run_or_model(root / "lite.tflite", exported=True)
     assert opened.recipe.data == "shapes" and opened.recipe.arch == "toy" and opened.labels is LABELS["shapes"]
     # The classes of a folder of one's own are nobody's table.
@@ -193,9 +222,15 @@ def test_what_a_description_knows(root, tmp_path):
     (tmp_path / "lite.tflite").write_bytes((root / "lite.tflite").read_bytes())
     opened = open_run_or_model(tmp_path / "lite.tflite", exported=True)
     assert opened.recipe is None and opened.labels.classes == tuple("abcdef") and opened.labels.palette[5] == (5, 0, 0)
+    (tmp_path / "lite.json").write_text(json.dumps({**values, "recipe": {"data": "shapes", "of_tomorrow": 1}}))
+    with pytest.raises(KerassegError, match=r"^the recipe in [^\n]*lite.json cannot be read [^\n]*of_tomorrow[^\n]*$"):
+        open_run_or_model(tmp_path / "lite.tflite", exported=True)
     (tmp_path / "lite.json").unlink()
+    assert capsys.readouterr().err == ""
     opened = open_run_or_model(tmp_path / "lite.tflite", exported=True)
     assert opened[2:] == (None, None) and opened.model.output.shape[-1] == 6
+    note = f"note: no lite.json beside {tmp_path / 'lite.tflite'}: taken as RGB 0-255 in, logits out\n"
+    assert capsys.readouterr().err == note
 
 
 def test_a_file_of_any_size_without_description_counts_its_classes(root, tmp_path):
@@ -246,20 +281,31 @@ def test_commands_that_need_a_network_refuse_a_file(root, tmp_path, capsys):
         (train, "--arch", "fcn8s", "--init", file, "--run-dir", tmp_path / "run", "--iterations", 1),
         (evaluate, file, "--output-stride", 8),
         (evaluate, file, "--output-stride", 8, "--data", "shapes"),
+        (evaluate, file, "--strategy", "mirrored", "--replicas", 2),
+        (evaluate, tmp_path / "run", "--against", file, "--strategy", "mirrored", "--replicas", 2),
         (predict_command, root / "saved", tmp_path, "--out", tmp_path / "out"),
     ):
         capsys.readouterr()
         assert run(command, *arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
-        if command is not predict_command:
+        if "mirrored" in arguments:
+            assert "--strategy mirrored: an exported file runs on one device, omit it" in error
+        elif command is not predict_command:
             assert str(file) in error and ("exported file" in error or "exported with" in error)
 
 
 def test_a_search_for_a_crf_tells_files_apart(root, tmp_path, capsys):
-    assert run(tune_crf, root / "labels.tflite", "--images", 1, "--workers", 1, "--out", tmp_path) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "gives labels, and a CRF needs scores" in error
+    values = json.loads((root / "labels.json").read_text())
+    (tmp_path / "labels.tflite").write_bytes((root / "labels.tflite").read_bytes())
+    # The command has no option to leave out the recipe's.
+    for crf in (None, "deeplab_v1"):
+        values["recipe"]["crf"] = crf
+        (tmp_path / "labels.json").write_text(json.dumps(values))
+        assert run(tune_crf, tmp_path / "labels.tflite", "--images", 1, "--workers", 1, "--out", tmp_path / "out") == 2
+        error = capsys.readouterr().err
+        assert error.endswith("gives labels, and a CRF needs scores: expected a file exported with --result logits\n")
+        assert error.count("\n") == 1
     one, same, other = (kerasseg.load_model(root / name) for name in ("lite.tflite", "lite.tflite", "standard.onnx"))
     assert _checksum(one) == _checksum(same) != _checksum(other)
     assert tune_crf.parser().parse_args([str(root / "lite.tflite")]).model == str(root / "lite.tflite")

@@ -143,6 +143,12 @@ def test_a_quantised_file_takes_and_gives_floats(model, tmp_path, io):
     assert found.dtype == np.float32 and np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert len(np.unique(found)) <= 256 < found.size
     assert_varies(found)
+    # As most others export: for values that were made of pixels before.
+    scaled = [picture / 127.5 - 1 for picture in pictures]
+    path = write_tflite(tmp_path / "foreign.tflite", lambda x: x * 2, image_spec(1, *SIZE, 3), calibration=scaled, io=io)
+    with pytest.raises(KerassegError, match=r"^'[^\n]*foreign.tflite' takes values of -[^\n]*, not pixels of 0 to 255: [^\n]*$"):
+        open_file(path)
+    assert open_file(path, check=False).input_dtype == io.as_numpy_dtype
 
 
 def test_labels_come_as_integers(model, tmp_path):

@@ -177,7 +177,8 @@ const {height, width} = $('overlay');
 const colors = $('overlay').getContext('2d').getImageData(0, 0, width, height).data;
 const {loadNetwork, segment} = await import('/demo/segment.js');
 const bitmap = await createImageBitmap(picture);
-const {labels} = await segment(await loadNetwork('/demo/network.json'), bitmap);
+const network = await loadNetwork('/demo/network.json');
+const {labels} = await segment(network, bitmap);
 const {palette} = await (await fetch('/demo/network.json')).json();
 const wrong = Array.from(labels).filter((label, at) => palette[label].some((value, channel) => colors[4 * at + channel] !== value));
 const boxes = Array.from($('legend').querySelectorAll('input'));
@@ -197,10 +198,25 @@ await until(() => !$('error').hidden);
 const broken = $('error').textContent;
 await choose('text', 'notes.txt', 'text/plain');
 await until(() => $('error').textContent.startsWith('notes'));
+const text = $('error').textContent;
 const loaded = frame.contentWindow.performance.getEntriesByType('resource').map(({name}) => new URL(name));
 const outside = loaded.filter(({origin, protocol}) => origin !== location.origin && protocol !== 'blob:' && protocol !== 'data:');
-await post({first, narrow, ticked, unpainted, share, height, width, wrong: wrong.length, opacity, broken,
-            text: $('error').textContent, outside: outside.map(String), loaded: loaded.length});
+await choose(picture, 'outrun.png', 'image/png');
+await choose('text', 'notes.txt', 'text/plain');
+const left = $('status').textContent;
+await choose('no picture', 'broken.jpg', 'image/jpeg');
+const clear = new OffscreenCanvas(20, 10);
+clear.getContext('2d');
+await choose(await clear.convertToBlob(), 'clear.png', 'image/png');
+await until(() => $('status').textContent.startsWith('clear.png: ') && !$('status').textContent.includes('computing'));
+const late = $('error').hidden;
+const white = $('photo').getContext('2d').getImageData(0, 0, 20, 10).data.every((value) => value === 255);
+let seen;
+const run = (values, shape) => network.run((seen = values), shape);
+await segment({...network, run}, await createImageBitmap(clear));
+const given = seen.every((value) => Math.abs(value - 255) < 1e-3);
+await post({left, late, white, given, first, narrow, ticked, unpainted, share, height, width, wrong: wrong.length, opacity, broken,
+            text, outside: outside.map(String), loaded: loaded.length});
 """
 
 
@@ -215,6 +231,10 @@ def test_the_page_as_a_visitor_has_it(pages):
     assert found["ticked"] == [False] + [True] * (len(found["ticked"]) - 1)
     assert found["opacity"] == "0.2" and found["unpainted"] == pytest.approx(found["share"], abs=1e-3) != 0
     assert "broken.jpg cannot be read as a picture" in found["broken"] and "notes.txt is no picture" in found["text"]
+    # What was outrun by another request leaves nothing behind, neither a status nor an error.
+    assert found["left"] == "" and found["late"]
+    # What is transparent is white, to the eye and to the network.
+    assert found["white"] and found["given"]
     assert found["loaded"] > 8 and found["outside"] == []
 
 
@@ -261,9 +281,52 @@ def test_what_a_browser_cannot_run_is_refused(place, tmp_path, capsys):
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/mine.txt").write_text("dear")
-    assert run(web_page, "--out", tmp_path / "letters", "--packages", tmp_path) == 2
-    assert "no page of this command" in capsys.readouterr().err
-    assert (tmp_path / "letters/mine.txt").read_text() == "dear"
+    for folder, name in (("own", "segment.js"), ("own", "my_app.html"), ("photographs", "samples")):
+        (tmp_path / folder / name).mkdir(parents=True)
+    (tmp_path / "file").write_text("dear")
+    before = tree(tmp_path)
+    for folder, said in {
+        "letters": "holds mine.txt, which is not of this command",
+        "own": "holds my_app.html, which is not of this command",
+        "photographs": "no page of this command",
+        "file": "no page of this command",
+    }.items():
+        assert run(web_page, "--out", tmp_path / folder, "--packages", tmp_path) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+@pytest.fixture
+def without_runtime(monkeypatch):
+    """Pages are built without their runtimes, for tests of what happens around them."""
+    monkeypatch.setattr(web_page, "vendor", lambda *arguments: None)
+
+
+def test_a_page_is_replaced_behind_its_link_but_not_around_oneself(tmp_path, capsys, monkeypatch, without_runtime):
+    page, link = tmp_path / "page", tmp_path / "link"
+    assert run(web_page, "--out", page) == 0
+    (page / "samples/old.png").write_bytes(b"")
+    link.symlink_to(page)
+    assert run(web_page, "--out", link) == 0 and link.is_symlink() and not (page / "samples/old.png").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "page"]
+    before = tree(tmp_path)
+    for place, out in ((page, "."), (page, page), (page / "samples", "..")):
+        monkeypatch.chdir(place)
+        assert run(web_page, "--out", out) == 2
+        assert f"--out {out} is the folder you are in" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_a_port_in_use_is_said(tmp_path, capsys, without_runtime):
+    with web_page.make_server(tmp_path) as server:
+        port = server.server_port
+        assert run(web_page, "--out", tmp_path / "page", "--serve", port) == 2
+    err = capsys.readouterr().err
+    assert f"--serve {port}: Address already in use; the page is built" in err and err.count("\n") == 1
+    assert (tmp_path / "page/index.html").is_file()
+    assert run(web_page, "--out", tmp_path / "page", "--serve", 65536) == 2
+    assert "1 to 65535, or 0 for any" in capsys.readouterr().err
 
 
 def test_another_package_than_the_tested_one_is_refused(tmp_path, capsys):

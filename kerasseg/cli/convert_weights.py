@@ -11,6 +11,7 @@ from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.errors import KerassegError
 from kerasseg.models import MODELS
 from kerasseg.runs import atomic_path
+from kerasseg.runtimes import is_exported
 
 SUFFIXES = (".keras", ".weights.h5")
 _DEFAULT_CLASSES = 21
@@ -61,6 +62,10 @@ def run(arguments: Sequence[str]) -> None:
         KerassegError: If they cannot be followed, or the file cannot be read or does not fit the network.
     """
     options = parser().parse_args(arguments)
+    if is_exported(options.file):
+        raise KerassegError(
+            f"{options.file} is an exported file, whose weights are folded: expected the run or .keras file that it was made of"
+        )
     if not options.list:
         _check(options)
     start_tensorflow()

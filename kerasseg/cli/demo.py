@@ -41,22 +41,27 @@ def run_demo(arguments: Sequence[str]) -> None:
         KerassegError: If they cannot be followed.
     """
     from kerasseg.cli import predict
+    from kerasseg.cli.inference import check_out
 
     options = _parser().parse_args(arguments)
     predict.check_kinds(options.kinds)
+    check_out(options.out)
     paths = list(predict.find_images(options.images))
+    kinds, out = options.kinds or predict.KINDS, Path(options.out)
+    for path, _ in paths:
+        if path.suffix.lower() == predict.ARRAY_SUFFIX:
+            raise KerassegError(f"{path}: the demo labels photographs, expected .jpg or .png")
+    predict.check_apart(paths, {predict.mask_path(out, kind, name): path for path, name in paths for kind in kinds})
     start = time.perf_counter()
     network, labels = _open_network()
     count = 0
-    for name, image in _pictures(paths, Path(options.out)):
-        predict.write_masks(
-            Path(options.out), name, image, label_photograph(network, image), labels, options.kinds or predict.KINDS
-        )
+    for name, image in _pictures(paths, out):
+        predict.write_masks(out, name, image, label_photograph(network, image), labels, kinds)
         count += 1
     seconds = time.perf_counter() - start
     what = "photographs (the network knows nothing but drawings of shapes)" if paths else "drawings"
     print(f"{count} {what} labelled in {seconds:.1f} s by a network of {DEMO_NETWORK.stat().st_size // 1000} kB")
-    print(f"masks: {options.out} ({', '.join(options.kinds or predict.KINDS)})")
+    print(f"masks: {options.out} ({', '.join(kinds)})")
 
 
 def _parser():
@@ -83,8 +88,6 @@ def _pictures(paths, out: Path):
     from kerasseg.runs import atomic_path
 
     for path, name in paths:
-        if path.suffix.lower() == ".npy":
-            raise KerassegError(f"{path}: the demo labels photographs, expected .jpg or .png")
         yield name, decode_image(path)
     for index, image in enumerate([] if paths else drawings(_DRAWINGS), start=1):
         name = Path(f"drawing_{index}")

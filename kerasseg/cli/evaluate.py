@@ -15,6 +15,7 @@ from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.cli.scoring import add_scoring_options, chosen_scoring, scoring_name
 from kerasseg.cli.tune_crf import search_for
 from kerasseg.errors import KerassegError
+from kerasseg.runtimes import is_exported
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,9 +53,11 @@ def run(arguments: Sequence[str]) -> None:
     scoring = chosen_scoring(options)
     if options.batch_size is not None and options.batch_size < 1:
         raise KerassegError(f"--batch-size {options.batch_size}: expected at least 1 image")
+    if options.strategy != "one" and any(is_exported(path) for path in (options.model, options.against) if path is not None):
+        raise KerassegError(f"--strategy {options.strategy}: an exported file runs on one device, omit it")
     with _strategy(options) as replicas:
         scoring["batch_size"] = options.batch_size or replicas
-        opened = open_run_or_model(options.model, options.output_stride, exported=options.strategy == "one")
+        opened = open_run_or_model(options.model, options.output_stride, exported=True)
         second = _second(opened, options)
     data, name, split = _open_data(opened, options)
     networks = [opened] if second is None else [opened, second]
@@ -90,7 +93,7 @@ def _second(opened: Opened, options) -> Opened | None:
     """Opens the network of `--against`, which must have the classes of the first."""
     if options.against is None:
         return None
-    second = open_run_or_model(options.against, options.output_stride, exported=options.strategy == "one")
+    second = open_run_or_model(options.against, options.output_stride, exported=True)
     if second.path.resolve() == opened.path.resolve():
         raise KerassegError(f"--against {options.against}: is the network itself, expected another one")
     from kerasseg.evaluation.running import selected_output

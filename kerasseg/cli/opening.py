@@ -1,6 +1,7 @@
 """RUN_OR_MODEL: what evaluate, predict and export are given, opened."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from kerasseg.labels import LABELS, LabelTable, generic_table
 from kerasseg.recipes import Recipe
 from kerasseg.runs import Run, newest_run
 from kerasseg.runtimes import is_exported
-from kerasseg.runtimes.description import Description, read
+from kerasseg.runtimes.description import Description, description_path, read
 from kerasseg.tables import did_you_mean
 
 RUN_OR_FILE = "run directory, .keras file, or exported .tflite, .onnx or SavedModel"
@@ -61,9 +62,18 @@ def _open_exported(path: Path, output_stride: int | None, allowed: bool) -> Open
 
     model, description = load_model(path), read(path)
     if description is None:
+        where = f"{description_path(path).name} {'in' if path.is_dir() else 'beside'} {path}"
+        print(f"note: no {where}: taken as RGB 0-255 in, logits out", file=sys.stderr)
         return Opened(model, path, None, None)
-    recipe = Recipe.from_json(description.recipe).final() if description.recipe else None
-    return Opened(model, path, recipe, _described_labels(description))
+    return Opened(model, path, _described_recipe(path, description), _described_labels(description))
+
+
+def _described_recipe(path: Path, description: Description) -> Recipe | None:
+    try:
+        return Recipe.from_json(description.recipe).final() if description.recipe else None
+    except KerassegError as error:
+        # Of another version, as a rule.
+        raise KerassegError(f"the recipe in {description_path(path)} cannot be read ({error}): export it again") from error
 
 
 def _described_labels(description: Description) -> LabelTable | None:
@@ -79,11 +89,13 @@ def _described_labels(description: Description) -> LabelTable | None:
 
 
 def root_of(path: Path) -> Path:
-    """Where the reports of a run, a folder, or of a file are."""
-    if path.is_dir():
-        return path
-    # Files of several formats may lie side by side.
-    return path.with_name(path.name.replace(".", "-")) if is_exported(path) else path.with_suffix("")
+    """Where the reports of a run, a folder, or of a file are: inside, or beside it."""
+    if is_exported(path):
+        # Of the folder that one is in, "." would be no name.
+        path = path if path.name.strip(".") else path.resolve()
+        # Files of several formats may lie side by side; a SavedModel is deployed as it is, so that nothing shall be added to it.
+        return path.with_name(path.name.replace(".", "-") + ("-results" if path.is_dir() else ""))
+    return path if path.is_dir() else path.with_suffix("")
 
 
 def _features_of(run: Run) -> Path:

@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> None:
     photographs = [(path, name) for path, name in images if path.suffix.lower() != ARRAY_SUFFIX]
     arrays = [(path, name) for path, name in images if path.suffix.lower() == ARRAY_SUFFIX]
     _check_arrays(arrays, options)
-    _check_apart(images, _written(photographs, arrays, options))
+    check_apart(images, _written(photographs, arrays, options))
     opened = open_run_or_model(options.model, options.output_stride, exported=True)
     from kerasseg.evaluation.running import selected_output
 
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
 
         check_submission(options.submission, labels, [name.name for _, name in photographs])
         sent = {submission_path(options.out, options.submission, name.name): path for path, name in photographs}
-        _check_apart(images, sent)
+        check_apart(images, sent)
     for path, _ in arrays:
         # Before the photographs, which may take hours.
         _opened_array(opened.model, path, inference, options)
@@ -107,7 +107,7 @@ def _check_arrays(arrays, options) -> None:
         raise KerassegError(f"{path}: an array is read in windows, expected --windows, such as --windows 512x512, or nothing")
 
 
-def _check_apart(images, written: dict[Path, Path]) -> None:
+def check_apart(images, written: dict[Path, Path]) -> None:
     """Refuses to write over what is read.
 
     Args:
@@ -126,11 +126,18 @@ def _check_apart(images, written: dict[Path, Path]) -> None:
 
 def _written(photographs, arrays, options) -> dict[Path, Path]:
     """What is written of each file, but for what a benchmark's server is sent."""
-    masks = {_mask_path(Path(options.out), kind, name): path for path, name in photographs for kind in _kinds(options)}
+    masks = {mask_path(Path(options.out), kind, name): path for path, name in photographs for kind in _kinds(options)}
     return masks | {_array_path(name, options): path for path, name in arrays}
 
 
-def _mask_path(out: Path, kind: str, name: Path) -> Path:
+def mask_path(out: Path, kind: str, name: Path) -> Path:
+    """Says where a mask is written.
+
+    Args:
+        out: Folder.
+        kind: One of `KINDS`.
+        name: Of the masks of one photograph, without suffix.
+    """
     return out / kind / name.parent / f"{name.name}.png"
 
 
@@ -241,7 +248,7 @@ def write_masks(out: Path, name: Path, image, label, labels, kinds: Sequence[str
         ),
     }
     for kind in kinds:
-        with atomic_path(_mask_path(out, kind, name)) as temporary:
+        with atomic_path(mask_path(out, kind, name)) as temporary:
             makers[kind]().save(temporary, format="PNG")
 
 

@@ -141,9 +141,12 @@ def tune(opened: Opened, options) -> Path:
         KerassegError: If the options cannot be followed.
     """
     from kerasseg.data import open_data
-    from kerasseg.evaluation import draw_images, search_parameters, store_logits, write_best
+    from kerasseg.evaluation import Inference, draw_images, search_parameters, store_logits, write_best
+    from kerasseg.evaluation.exported import check_has_scores
 
     search = _search(options)
+    # The recipe may have a CRF, which this command has no option to leave out.
+    check_has_scores(opened.model, Inference(output=options.output), crf=True)
     name, data_dir, _ = chosen_data(opened, options)
     split = options.split or search_split(opened, options)
     data = open_data(name, data_dir, split)

@@ -17,6 +17,8 @@ from kerasseg.errors import KerassegError
 
 _WEB = Path(__file__).resolve().parents[1] / "web"
 _PAGE = ("index.html", "page.css", "page.js", "segment.js")
+# Besides them, what is in a folder that was built here before.
+_BUILT = ("vendor", "samples", "network.json", "network.tflite", "network.onnx", "page.json")
 _RUNTIMES = {"tflite": "litert", "onnx": "onnxruntime"}
 _TYPES = {"tflite": ("float32", "uint8"), "onnx": ("float32",)}
 # Results are compared or taken as class numbers; LiteRT.js hands out no other integers.
@@ -46,7 +48,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", action="store_true", help="several threads, for servers that send COOP and COEP headers")
     made.add_argument("--packages", default=None, help="folder with the npm packages as tarballs (default: npm fetches them)")
     made.add_argument(
-        "--serve", nargs="?", type=int, const=8000, default=None, metavar="PORT", help="serve it, on this machine alone"
+        "--serve",
+        nargs="?",
+        type=int,
+        const=8000,
+        default=None,
+        metavar="PORT",
+        help="serve it, on this machine alone; 0: at any free port",
     )
     return made
 
@@ -59,16 +67,27 @@ def run(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(arguments)
     if options.serve is not None and not 0 <= options.serve < 1 << 16:
-        raise KerassegError(f"--serve {options.serve}: expected a port, 1 to 65535")
+        raise KerassegError(f"--serve {options.serve}: expected a port, 1 to 65535, or 0 for any that is free")
     build_page(
         options.file or DEMO_NETWORK, options.out, samples=options.samples, threads=options.threads, packages=options.packages
     )
     size = sum(path.stat().st_size for path in Path(options.out).rglob("*") if path.is_file())
     print(f"page: {options.out} ({size / 1e6:.1f} MB); serve the folder, by --serve or any web server")
     if options.serve is not None:
-        server = make_server(options.out, options.serve)
+        server = _opened_server(options.out, options.serve)
         print(f"http://localhost:{server.server_port} (Ctrl-C ends it)", flush=True)
         server.serve_forever()
+
+
+def _opened_server(folder, port: int) -> ThreadingHTTPServer:
+    try:
+        return make_server(folder, port)
+    except OSError as error:
+        # After the last port comes 0, which takes any that is free.
+        other = (port + 1) % (1 << 16)
+        raise KerassegError(
+            f"--serve {port}: {error.strerror}; the page is built, serve it at another port, such as --serve {other}"
+        ) from error
 
 
 def build_page(file, out, *, samples=None, threads: bool = False, packages=None) -> None:
@@ -81,12 +100,11 @@ def build_page(file, out, *, samples=None, threads: bool = False, packages=None)
         threads: Whether the page uses several threads where the browser allows it.
         packages: Folder with the npm packages' tarballs; `None`: npm fetches them.
     Raises:
-        KerassegError: If a browser cannot run the file, or the runtime cannot be had.
+        KerassegError: If a browser cannot run the file, the runtime cannot be had, or the folder holds what is not of a page.
     """
-    file, out = Path(file), Path(out)
+    file = Path(file)
     description = _checked_description(file)
-    if out.exists() and not out.is_dir() or (out.is_dir() and any(out.iterdir()) and not (out / "segment.js").is_file()):
-        raise KerassegError(f"--out {out} is there and no page of this command: expected a new folder")
+    out = _checked_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unfinished-") as folder:
         page = Path(folder) / "page"
@@ -97,13 +115,29 @@ def build_page(file, out, *, samples=None, threads: bool = False, packages=None)
         _write_vendor_index(page / "vendor")
         for name in _PAGE:
             shutil.copyfile(_WEB / name, page / name)
-        shutil.copyfile(file, page / f"network{file.suffix}")
-        (page / "network.json").write_text(json.dumps({**description, "file": f"network{file.suffix}"}, indent=2) + "\n")
+        network = f"network.{description['format']}"
+        shutil.copyfile(file, page / network)
+        (page / "network.json").write_text(json.dumps({**description, "file": network}, indent=2) + "\n")
         found = list(_write_samples(page / "samples", samples, description))
         (page / "page.json").write_text(json.dumps({"threads": threads, "samples": found}, indent=2) + "\n")
         if out.exists():
-            shutil.rmtree(out)
+            # Not removed first: what cannot be moved away stays whole.
+            out.rename(Path(folder) / "old")
         page.rename(out)
+
+
+def _checked_out(out) -> Path:
+    """The folder's own place, behind links, if it is new, empty, or a page and nothing besides."""
+    given, out = out, Path(out).resolve()
+    if out == Path.cwd() or out in Path.cwd().parents:
+        raise KerassegError(f"--out {given} is the folder you are in: run the command from outside it")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    foreign = sorted(names - {*_PAGE, *_BUILT})
+    if foreign:
+        raise KerassegError(f"--out {given} holds {foreign[0]}, which is not of this command: expected a new folder")
+    if (out.exists() and not out.is_dir()) or (names and "segment.js" not in names):
+        raise KerassegError(f"--out {given} is there and no page of this command: expected a new folder")
+    return out
 
 
 def _checked_description(file: Path) -> dict:

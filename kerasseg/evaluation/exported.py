@@ -44,18 +44,25 @@ class ExportedFile(keras.layers.Layer):
 
     Args:
         network: The file, opened.
+    Attributes:
+        names: Those of its outputs that are maps; the others are left out.
     Raises:
-        KerassegError: If it does not say how many classes it tells apart.
+        KerassegError: If it gives no map, or does not say how many classes it tells apart.
     """
 
     def __init__(self, network: ExportedNetwork, **kwargs):
         super().__init__(trainable=False, **kwargs)
         self.network = network
-        self._classes = {name: _class_count(network, name) for name in network.output_names}
+        # Beside its maps, a file may give what is none, such as a vector for the whole image.
+        self.names = tuple(name for name in network.output_names if len(network.output_shape(name)) in (0, 3, 4))
+        if not self.names:
+            shown = ", ".join(f"'{name}' of shape {network.output_shape(name)}" for name in network.output_names)
+            raise KerassegError(f"'{network.path}' gives {shown}: expected logits (batch, height, width, classes)")
+        self._classes = {name: _class_count(network, name) for name in self.names}
 
     def call(self, images):
         """Runs the file on images `(B, H, W, C)`; gives logits, of a file of several outputs a dict of them."""
-        names, images = self.network.output_names, tf.cast(images, tf.float32)
+        names, images = self.names, tf.cast(images, tf.float32)
         types = [tf.float32] * len(names)
         # Asked for a list of one, TensorFlow gives a list in graphs, and what is in it elsewhere.
         found = tf.numpy_function(self._run, [images], types if len(names) > 1 else types[0], stateful=False)
@@ -66,7 +73,7 @@ class ExportedFile(keras.layers.Layer):
 
     def _run(self, images: np.ndarray):
         found, size = self.network.run(images), images.shape[1:3]
-        logits = [self._logits(name, found[name], size) for name in self.network.output_names]
+        logits = [self._logits(name, found[name], size) for name in self.names]
         return logits if len(logits) > 1 else logits[0]
 
     def _logits(self, name: str, values: np.ndarray, size) -> np.ndarray:
@@ -96,7 +103,12 @@ class ExportedFile(keras.layers.Layer):
 
 def exported_network(model) -> ExportedNetwork | None:
     """Gives the file behind a model; `None` of a network that is none."""
-    return next((layer.network for layer in getattr(model, "layers", ()) if isinstance(layer, ExportedFile)), None)
+    layer = _file_layer(model)
+    return None if layer is None else layer.network
+
+
+def _file_layer(model) -> ExportedFile | None:
+    return next((layer for layer in getattr(model, "layers", ()) if isinstance(layer, ExportedFile)), None)
 
 
 def gives_labels(model, output: str | None = None) -> bool:
@@ -106,8 +118,8 @@ def gives_labels(model, output: str | None = None) -> bool:
         model: The network.
         output: Key of the output; `None`: the first.
     """
-    network = exported_network(model)
-    return network is not None and network.meaning(output) in _LABELS
+    layer = _file_layer(model)
+    return layer is not None and layer.network.meaning(layer.names[0] if output is None else output) in _LABELS
 
 
 def check_has_scores(model, inference, *, calibration: bool | int | None = None, crf: bool = False) -> None:
@@ -122,14 +134,16 @@ def check_has_scores(model, inference, *, calibration: bool | int | None = None,
         KerassegError: If the model is an exported file of labels, and something of that is asked for.
     """
     asked = (
-        ("a CRF needs", "no CRF (--crf none)", crf or inference.crf is not None),
-        ("several scales or mirrored images need", "one scale, without --tta and --flip", not inference.is_single),
-        ("calibration needs", "no --calibration", calibration is not None and calibration is not False),
+        # Where a CRF is what it is all about, going without is no way out.
+        ("a CRF needs", "", crf),
+        ("a CRF needs", "no CRF (--crf none), or ", inference.crf is not None),
+        ("several scales or mirrored images need", "one scale, without --tta and --flip, or ", not inference.is_single),
+        ("calibration needs", "no --calibration, or ", calibration is not None and calibration is not False),
     )
     found = next(((what, expected) for what, expected, present in asked if present), None)
     if found and gives_labels(model, inference.output):
         raise KerassegError(
-            f"'{exported_network(model).path}' gives labels, and {found[0]} scores: expected {found[1]}, or a file exported with "
+            f"'{exported_network(model).path}' gives labels, and {found[0]} scores: expected {found[1]}a file exported with "
             "--result logits"
         )
 

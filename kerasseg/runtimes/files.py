@@ -166,12 +166,13 @@ def open_file(path: str | Path, *, threads: int | None = None, check: bool = Tru
         path: `.tflite`, `.onnx`, or the folder of a SavedModel.
         threads: How many to compute with; `None`: as many as there are cores that this process may use. TensorFlow keeps
             its own number, for a SavedModel.
-        check: Whether to compare the file with the SHA-256 in the description beside it, if there is one.
+        check: Whether to compare the file with the SHA-256 in the description beside it, if there is one; else whether it takes
+            pixels, as far as it says so.
     Returns:
         The network.
     Raises:
         KerassegError: If there is no such file, it is none of these, damaged, or not the one that was described, if it takes
-            anything but one image or holds operations that cannot be run here, or a package is missing.
+            anything but one image of pixels or holds operations that cannot be run here, or a package is missing.
     Example:
         >>> network = open_file("model.tflite")
         >>> network.run(photograph[None])["logits"].argmax(-1)
@@ -188,7 +189,23 @@ def open_file(path: str | Path, *, threads: int | None = None, check: bool = Tru
     # Of a file of ours, it is known; of any other, a height of 1 or 3 will be channels that come first.
     if check and network.description is None and height in (1, 3) and channels not in (1, 3):
         raise _no_images(path, network.input_shape)
+    if check and network.description is None:
+        _check_pixels(path, network._given)
     return network
+
+
+def _check_pixels(path: Path, given: Slot) -> None:
+    """Refuses a quantised file of unknown origin that was calibrated on something else than pixels, all of which it would clip."""
+    if not given.scale:
+        return
+    limits = np.iinfo(given.dtype)
+    low, high = ((limit - given.zero) * given.scale for limit in (limits.min, limits.max))
+    # Ranges as calibration finds them may end a little inside.
+    if low > 1 or high < 254:
+        raise KerassegError(
+            f"'{path}' takes values of {low:g} to {high:g}, not pixels of 0 to 255: expected a file with its preprocessing inside, "
+            "as tools/export.py writes it"
+        )
 
 
 def _opened(path: Path, description, threads: int) -> ExportedNetwork:

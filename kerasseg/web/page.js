@@ -17,7 +17,10 @@ let request = 0;
 let shown = null;
 const hidden = new Set();
 
-function fail(message) {
+/** Says what went wrong, unless something else was asked for since. */
+function fail(message, mine = request) {
+  if (mine !== request) return;
+  $('status').textContent = '';
   $('error').textContent = message;
   $('error').hidden = false;
 }
@@ -41,7 +44,11 @@ async function show(source, name, mine = ++request) {
   const result = await segment(network, source, size);
   if (mine !== request) return;
   for (const id of ['photo', 'overlay']) Object.assign($(id), size);
-  $('photo').getContext('2d').drawImage(source, 0, 0, size.width, size.height);
+  const context = $('photo').getContext('2d');
+  // As the network sees it where the picture is transparent.
+  context.fillStyle = '#fff';
+  context.fillRect(0, 0, size.width, size.height);
+  context.drawImage(source, 0, 0, size.width, size.height);
   shown = result;
   paint();
   const altogether = Math.round(performance.now() - start);
@@ -116,13 +123,12 @@ async function open(blob, name) {
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
-    $('status').textContent = '';
-    return fail(`${name} cannot be read as a picture: it is damaged, or of a kind that this browser does not know. Try JPEG or PNG.`);
+    return fail(`${name} cannot be read as a picture: it is damaged, or of a kind that this browser does not know. Try JPEG or PNG.`, mine);
   }
   try {
     await show(bitmap, name, mine);
   } catch (error) {
-    fail(`${name} could not be segmented: ${error.message}`);
+    fail(`${name} could not be segmented: ${error.message}`, mine);
   } finally {
     bitmap.close();
   }
@@ -167,7 +173,6 @@ async function startCamera() {
     await video.play();
   } catch (error) {
     stopCamera();
-    $('status').textContent = '';
     const refused = error.name === 'NotAllowedError' ? 'the browser was not allowed to use it' : error.message;
     return fail(`No camera: ${refused}.`);
   }
@@ -227,7 +232,8 @@ function listen() {
 function introduce({description, height, width, classes}) {
   const size = height && width ? `${width} × ${height} pixels` : 'pictures of any size';
   const kind = description.quantization === 'none' ? 'float32' : description.quantization;
-  const bytes = `${(description.bytes / 1e6).toPrecision(2)} MB`;
+  const megabytes = description.bytes / 1e6;
+  const bytes = `${megabytes.toFixed(megabytes < 10 ? 2 : 0)} MB`;
   $('network').textContent = `Network: ${description.network}, ${classes.length} classes, ${size}, ${description.format} ${kind}, ${bytes}.`;
 }
 
@@ -239,7 +245,6 @@ async function start() {
     settings = await (await fetch(SETTINGS)).json();
     network = await loadNetwork(DESCRIPTION, settings);
   } catch (error) {
-    $('status').textContent = '';
     return fail(`The network cannot be run here: ${error.message}`);
   }
   for (const control of controls) control.disabled = false;
