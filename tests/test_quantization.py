@@ -343,3 +343,13 @@ def test_what_the_quantizer_refuses_is_one_line(monkeypatch, interpreter):
     monkeypatch.setattr(quantizer.Quantizer, "quantize", fail)
     with pytest.raises(KerassegError, match="cannot quantize the file to int8: Failed to get quantization parameters$"):
         converted(network(convolution(2)))
+
+
+def test_a_map_that_is_zero_everywhere_has_a_scale(interpreter):
+    dead = convolution(8, "relu", name="dead")
+    model = network(dead, convolution(5, name="score"))
+    dead.bias.assign(np.full(8, -1e3))
+    content = converted(model).content
+    assert all((detail["quantization_parameters"]["scales"] > 1e-9).all() for detail in File(interpreter, content).tensors.values())
+    # With its delegate, as it is run: it refuses scales of zero.
+    interpreter.Interpreter(model_content=content).allocate_tensors()

@@ -122,6 +122,8 @@ def _batches(images: Sequence[np.ndarray], size: int):
 
 
 def _range(smallest: float, largest: float, rank: int) -> dict:
+    # A map of zeros, behind a ReLU that never opens, has no scale, which XNNPACK refuses: any will do.
+    largest = largest if largest > min(smallest, 0) else 1.0
     return {name: np.float32(value).reshape([1] * rank) for name, value in (("min", smallest), ("max", largest))}
 
 
