@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from kerasseg.data import DATA_SETS, DEFAULT_MEAN, DataSet, Example, open_data
-from kerasseg.data.folder import read_classes
+from kerasseg.data.layouts.folder import read_classes
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS, colorize
 

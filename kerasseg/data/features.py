@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasseg.data.folder import check_folder
+from kerasseg.data.paths import check_folder
 from kerasseg.data.records import DataSet, Example
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, LabelTable

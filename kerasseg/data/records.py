@@ -1,6 +1,6 @@
 """What a data set is: examples behind indices, a label table and a mean."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,9 @@ class Example:
     """One photograph and its label map.
 
     Args:
-        image: Shape `(H, W, 3)`, uint8 RGB.
-        label: Shape `(H, W)`, int32, 255 = ignore; `None` where a split comes without labels.
+        image: Shape `(H, W, C)`: uint8 RGB of a photograph; of a data set with `inputs` theirs one after the other, float32.
+        label: Shape `(H, W)`, int32, 255 = ignore; of a data set with `heads` `(H, W, heads)`, a map for each; `None` where a split
+            comes without labels.
         id: Name of the example within its data set.
         path: The file of the image; `None` if it was drawn.
     """
@@ -49,11 +50,20 @@ class DataSet:
 
     # RGB photographs of three channels, 0–255; else maps of a network.
     photographs, channels = True, 3
+    # Of a data set with several label maps an example: head of the network → what its labels mean. `labels` is the first's.
+    heads: Mapping[str, LabelTable] | None = None
+    # Of a data set for a network of several inputs: name of the input → its channels, in the order in which `image` has them.
+    inputs: Mapping[str, int] | None = None
 
     def __init__(self, labels: LabelTable, ids: Iterable[str], mean: tuple[float, ...] = DEFAULT_MEAN):
         self.labels = labels
         self.ids = tuple(ids)
         self.mean = mean
+
+    @property
+    def num_classes(self) -> int | dict[str, int]:
+        """How many classes a network for these data tells apart; of several heads each one's."""
+        return self.labels.num_classes if self.heads is None else {name: table.num_classes for name, table in self.heads.items()}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,7 +134,7 @@ class FileDataSet(DataSet):
             KerassegError: If a file cannot be decoded, holds labels beyond the classes, or the sizes differ.
         """
         record = self.records[index]
-        image, label = decode_image(record.image), self.read_label(index)
+        image, label = self.read_image(index), self.read_label(index)
         if label is not None and label.shape != image.shape[:2]:
             sizes = [f"{shape[1]}×{shape[0]}" for shape in (label.shape, image.shape)]
             raise KerassegError(
@@ -132,6 +142,18 @@ class FileDataSet(DataSet):
                 "size; save the mask at the size of the image, by nearest neighbour"
             )
         return Example(image, label, record.id, str(record.image))
+
+    def read_image(self, index: int) -> np.ndarray:
+        """Decodes the photograph of one example.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            Shape `(H, W, 3)`, uint8 RGB.
+        Raises:
+            KerassegError: If the file cannot be decoded.
+        """
+        return decode_image(self.records[index].image)
 
     def read_label(self, index: int) -> np.ndarray | None:
         """Decodes the mask of one example.
@@ -144,7 +166,36 @@ class FileDataSet(DataSet):
             KerassegError: If the file cannot be decoded or holds labels beyond the classes.
         """
         mask = self.records[index].mask
-        return None if mask is None else decode_label(mask, self.labels)
+        return None if mask is None else self.read_mask(mask)
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """Decodes a mask; a data set whose masks are no picture files writes this.
+
+        Args:
+            path: The file.
+        Returns:
+            Shape `(H, W)`, int32, 255 = ignore.
+        Raises:
+            KerassegError: As `read_label`.
+        """
+        return decode_label(path, self.labels)
+
+    def sources(self, index: int) -> dict[str, Path | np.ndarray]:
+        """Tells what `prepare_data` keeps of one example, by the part that it plays.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            `image`, the photograph, and `mask`, where there is one: a file that can be read as it is, or, of one that is slow to
+            read, its content, a label map of plain labels.
+        Raises:
+            KerassegError: As `read`.
+        """
+        record = self.records[index]
+        mask = record.mask
+        if mask is not None and mask.suffix.lower() != ".png":
+            mask = self.read_mask(mask)
+        return {"image": record.image, **({} if mask is None else {"mask": mask})}
 
 
 def each_label(data: DataSet, report: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:

@@ -10,8 +10,8 @@ DATA_SETS = LazyTable(
     "data set",
     {
         "shapes": "kerasseg.data.shapes:Shapes",
-        "folder": "kerasseg.data.folder:Folder",
-        "camvid": "kerasseg.data.camvid:CamVid",
+        "folder": "kerasseg.data.layouts.folder:Folder",
+        "camvid": "kerasseg.data.layouts.camvid:CamVid",
         "features": "kerasseg.data.features:StoredFeatures",
     },
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasseg.data import FileDataSet, Record
-from kerasseg.data.folder import read_classes
+from kerasseg.data.layouts.folder import read_classes
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.analysis.resampling import BORDERS, DOWN, GRIDS, UP, down_matrix, up_matrix
 from kerasseg.labels import IGNORE, LABELS, LabelTable

@@ -1,6 +1,7 @@
 """CamVid: 367, 101 and 233 frames of drives through Cambridge, eleven classes."""
 
-from kerasseg.data.folder import check_folder, pair_files
+from kerasseg.data.layouts.folder import pair_files
+from kerasseg.data.paths import check_folder
 from kerasseg.data.records import FileDataSet
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from kerasseg.data.paths import check_folder
 from kerasseg.data.records import FileDataSet, Record
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, IGNORE_COLOR, LabelTable, generic_table
@@ -48,26 +49,6 @@ class Folder(FileDataSet):
         if not records:
             raise KerassegError(f"split '{split}' of {root} is empty: add images, or put their names into {root / f'{split}.txt'}")
         super().__init__(read_classes(root / "classes.txt"), records)
-
-
-def check_folder(data_dir, name: str, layout: str) -> Path:
-    """Checks that a data folder was given and is there.
-
-    Args:
-        data_dir: What was given.
-        name: Of the data set.
-        layout: What the folder is expected to hold, for the message.
-    Returns:
-        The folder.
-    Raises:
-        KerassegError: If it was not or is not.
-    """
-    remedy = f"open_data('{name}', data_dir=FOLDER) or --data {name} --data-dir FOLDER"
-    if data_dir is None:
-        raise KerassegError(f"data set '{name}' received no data_dir: expected a folder with {layout}; {remedy}")
-    if not Path(data_dir).is_dir():
-        raise KerassegError(f"data set '{name}' received data_dir '{data_dir}', which is no folder: expected {layout}; {remedy}")
-    return Path(data_dir)
 
 
 def read_classes(path: Path) -> LabelTable:
