@@ -1,4 +1,8 @@
-"""The one exception for mistakes that a user can cause and mend, and the warnings for what is likely one."""
+"""Mistakes that a user can cause and mend, warnings of what is likely one, and the line of an error that tells something."""
+
+import re
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 class KerassegError(ValueError):
@@ -18,3 +22,17 @@ class UnknownNameError(KerassegError, KeyError):
 
 class DegenerateRateWarning(UserWarning):
     """A map so small that every atrous rate applied to it reaches nothing but padding."""
+
+
+def first_line(error: BaseException, *, length: int = 200) -> str:
+    """The first line of an error's message that says something: what libraries put around it is for developers.
+
+    Args:
+        error: Of Keras, TensorFlow, or another library; its message may go on for pages.
+        length: Characters that are kept.
+    Returns:
+        The line, without colours; the error's type where it has none.
+    """
+    lines = (line.strip() for line in _COLOURS.sub("", str(error)).splitlines())
+    telling = (line for line in lines if line and not line.startswith("Exception encountered when calling"))
+    return next(telling, type(error).__name__)[:length]

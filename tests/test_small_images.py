@@ -6,8 +6,9 @@ import pytest
 from cli_helpers import TOY, run, toy_offered
 
 from kerasseg import KerassegError, predict
-from kerasseg.backbones.building import first_line, image_input, network, preprocess
+from kerasseg.backbones.building import image_input, network, preprocess
 from kerasseg.cli import train
+from kerasseg.errors import first_line
 from kerasseg.layers import AlignedResizeLike, Conv2D
 from kerasseg.models import MODELS
 from kerasseg.recipes import Recipe

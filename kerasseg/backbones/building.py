@@ -11,13 +11,12 @@ from pathlib import Path
 
 import keras
 
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.layers import BatchNormalization, Conv2D, CropLike, Preprocessing, crop_offset
 from kerasseg.tables import import_lazily
 
 # What Keras and TensorFlow say where a layer has nothing left.
 _TOO_SMALL = re.compile("output size would be zero or negative|negative dimension", re.IGNORECASE)
-_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 def network(*, minimum_size: int = 1, divisor: int = 1, aliases: Mapping[str, str] | None = None):
@@ -68,13 +67,6 @@ def _check_classes(builder: Callable, num_classes) -> None:
         return
     if not is_whole(num_classes) or num_classes < 1:
         raise KerassegError(f"{builder.__name__} received num_classes={num_classes!r}: expected a whole number from 1, such as 21")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something: what Keras and TensorFlow put around it is for developers."""
-    lines = (line.strip() for line in _COLOURS.sub("", str(error)).splitlines())
-    telling = (line for line in lines if line and not line.startswith("Exception encountered when calling"))
-    return next(telling, type(error).__name__)
 
 
 def whole_numbers(name: str, value, example: Sequence[int], *, count: int | None = None) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from kerasseg.cli.opening import Opened
 from kerasseg.errors import KerassegError
 from kerasseg.tables import did_you_mean
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _IMAGES, _SEED = 100, 0
 
 
@@ -95,8 +94,9 @@ def _photographs(opened: Opened, options) -> tuple[str, list]:
             f"--calibration-split {options.calibration_split}: means something only of a data set, {name} is a folder"
         )
     from kerasseg.data.decode import decode_image
+    from kerasseg.data.layouts.folder import IMAGE_SUFFIXES
 
-    files = sorted(file for file in Path(name).rglob("*") if file.suffix.lower() in _SUFFIXES)
+    files = sorted(file for file in Path(name).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     return f"folder {Path(name).name}", [lambda file=file: decode_image(file) for file in files]
 
 

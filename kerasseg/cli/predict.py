@@ -9,12 +9,12 @@ from kerasseg.cli.inference import add_inference_options, check_inference_option
 from kerasseg.cli.opening import RUN_OR_FILE, label_table, open_run_or_model, output_classes
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
+from kerasseg.data.layouts.folder import IMAGE_SUFFIXES
 from kerasseg.errors import KerassegError
 
 # kerasseg.evaluation.SUBMISSIONS, for which TensorFlow need not be imported.
 BENCHMARKS = ("voc", "voc_comp6", "cityscapes", "ade20k")
 KINDS = ("index", "color", "overlay")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Of pictures kept for being larger than image files can well be.
 ARRAY_SUFFIX = ".npy"
 # Lines of an overlay that are mixed at once: in floating point a large photograph would take gigabytes.

@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from kerasseg.errors import KerassegError
 from kerasseg.runtimes import ExportedNetwork, open_file
+from kerasseg.runtimes.files import LABEL_RESULTS
 
 # Quantised probabilities are 0 in places; the logarithm of the smallest number stands for that.
 _TINY = float(np.finfo(np.float32).tiny)
 # Of an image on which a file is tried, if it takes any: no network asks for more, or for a multiple of something else.
 _ANY_SIDE = 224
-_LABELS = ("labels", "nearest_labels", "coarse_labels")
 
 
 def open_exported(path: str | Path) -> keras.Model:
@@ -78,7 +78,7 @@ class ExportedFile(keras.layers.Layer):
 
     def _logits(self, name: str, values: np.ndarray, size) -> np.ndarray:
         meaning = self.network.meaning(name)
-        if meaning in _LABELS:
+        if meaning in LABEL_RESULTS:
             if meaning == "coarse_labels":
                 values = _at_pixels(values, self._cells(name), size)
             return _one_hot(values, self._classes[name], self.network.path)
@@ -119,7 +119,7 @@ def gives_labels(model, output: str | None = None) -> bool:
         output: Key of the output; `None`: the first.
     """
     layer = _file_layer(model)
-    return layer is not None and layer.network.meaning(layer.names[0] if output is None else output) in _LABELS
+    return layer is not None and layer.network.meaning(layer.names[0] if output is None else output) in LABEL_RESULTS
 
 
 def check_has_scores(model, inference, *, calibration: bool | int | None = None, crf: bool = False) -> None:
@@ -150,7 +150,7 @@ def check_has_scores(model, inference, *, calibration: bool | int | None = None,
 
 def _class_count(network: ExportedNetwork, name: str) -> int:
     shape = network.output_shape(name)
-    if network.meaning(name) not in _LABELS and len(shape) == 4 and shape[3] is not None:
+    if network.meaning(name) not in LABEL_RESULTS and len(shape) == 4 and shape[3] is not None:
         return shape[3]
     description = network.description
     if description is not None and description.classes:
@@ -158,7 +158,7 @@ def _class_count(network: ExportedNetwork, name: str) -> int:
     described = description.outputs.get(name, {}).get("shape", ()) if description is not None else ()
     if len(described) == 4 and described[3]:
         return described[3]
-    if network.meaning(name) not in _LABELS and len(shape) in (0, 4):
+    if network.meaning(name) not in LABEL_RESULTS and len(shape) in (0, 4):
         _, *size, channels = network.input_shape
         found = network.run(np.zeros((1, *(side or _ANY_SIDE for side in size), channels), np.float32))[name]
         if found.ndim == 4:

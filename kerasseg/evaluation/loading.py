@@ -10,7 +10,7 @@ from kerasseg import layers as layers
 from kerasseg import losses as losses
 from kerasseg import metrics as metrics
 from kerasseg import optimizers as optimizers
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.evaluation.exported import open_exported
 from kerasseg.interop import transplant
 from kerasseg.recipes import Recipe
@@ -55,9 +55,8 @@ def load_model(path, *, output_stride: int | None = None) -> keras.Model:
         return keras.models.load_model(path)
     # Keras lets through whatever its deserialisers raise: KeyError, TypeError, OSError of h5py …
     except Exception as error:
-        cause = (str(error).strip().splitlines() or [""])[0]
         raise KerassegError(
-            f"cannot open '{path}': {type(error).__name__}: {cause[:200]}; it is damaged, or uses layers that are not imported"
+            f"cannot open '{path}': {type(error).__name__}: {first_line(error)}; it is damaged or uses layers not imported"
         ) from error
 
 

@@ -7,6 +7,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from kerasseg.errors import KerassegError
+from kerasseg.runtimes.files import LABEL_RESULTS
 from kerasseg.tables import did_you_mean
 
 FORMATS = ("tflite", "onnx", "saved_model")
@@ -15,16 +16,13 @@ FORMATS = ("tflite", "onnx", "saved_model")
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8", "int8-float-io")
 """How the numbers of a TFLite file are stored; the other formats are float32 throughout."""
 
-RESULTS = ("logits", "probabilities", "labels", "nearest_labels", "coarse_labels")
+RESULTS = ("logits", "probabilities", *LABEL_RESULTS)
 """What a file gives. The last three are class numbers, uint8, and all called `labels` in the file:
 
 - `labels`: of every pixel, the class with the largest logit.
 - `coarse_labels`: the same of every cell of the scores before they are resized to the image: much smaller.
 - `nearest_labels`: the coarse ones brought to the image, each pixel with the class of the nearest cell.
 """
-
-LABEL_RESULTS = RESULTS[2:]
-"""Those that are class numbers."""
 
 SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "saved_model": ""}
 """How the names of files end."""

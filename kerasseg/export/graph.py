@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from kerasseg.backbones.grafting import split_tail
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.export.cells import Cells, find_cells, find_cells_of_any_size
 from kerasseg.export.cutting import cut_for, named_outputs
 from kerasseg.export.forms import Target
@@ -217,9 +217,8 @@ def concrete_function(made: Plan):
         raise
     # Whatever a layer raises when it sees an image of a size that it cannot take, a user's layers among them.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise KerassegError(
-            f"{made.model.name} does not take images of {_shown(made.target.input_size)}: {reason[:200]}"
+            f"{made.model.name} does not take images of {_shown(made.target.input_size)}: {first_line(error)}"
         ) from error
 
 

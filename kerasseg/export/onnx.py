@@ -5,8 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from kerasseg.errors import KerassegError
-from kerasseg.runtimes.files import first_line
+from kerasseg.errors import KerassegError, first_line
 
 OPSET = 18
 """Version of ONNX' operations: what tf2onnx knows in full and every runtime of the last years has."""

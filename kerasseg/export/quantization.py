@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 
 # Below lies only what stands around a map for max pooling: no value, and 8 bits clip it to the lowest one that they have.
 _LOWEST = -1e30
@@ -49,8 +49,7 @@ def quantize_int8(content: bytes, calibration: Sequence[np.ndarray], *, float_io
             result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     # Whatever it raises at a graph that it does not understand.
     except (ValueError, RuntimeError, KeyError, IndexError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise KerassegError(f"ai-edge-quantizer cannot quantize the file to int8: {reason[:200]}") from error
+        raise KerassegError(f"ai-edge-quantizer cannot quantize the file to int8: {first_line(error)}") from error
     content = bytes(result.quantized_model)
     return content, _in_float(Operations(content))
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.export.calibration import check_calibration
 from kerasseg.export.padding import pad_with_zeros
 from kerasseg.export.quantization import quantize_int8
@@ -76,6 +76,5 @@ def _run(converter, function) -> bytes:
     try:
         return converter.convert()
     except Exception as error:  # The converter's own error derives from Exception itself.
-        reason = str(error).strip().splitlines()[0]
         size = "x".join("any" if side is None else str(side) for side in function.inputs[0].shape[1:3])
-        raise KerassegError(f"a network at {size} cannot be converted to TFLite: {reason[:200]}") from error
+        raise KerassegError(f"a network at {size} cannot be converted to TFLite: {first_line(error)}") from error

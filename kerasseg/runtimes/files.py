@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 
 SUFFIXES = {".tflite": "tflite", ".onnx": "onnx"}
 """Ending of a file → its format; a SavedModel is a folder."""
 
 # Pixels of the image as the network takes it.
 _RANGE = (0, 255)
-# Meanings (in a description) of outputs that are numbers of classes.
-_LABELS = ("labels", "nearest_labels", "coarse_labels")
+LABEL_RESULTS = ("labels", "nearest_labels", "coarse_labels")
+"""Meanings (in a description) of outputs that are numbers of classes."""
 
 
 class Slot(NamedTuple):
@@ -140,7 +140,7 @@ class ExportedNetwork:
 
     def _value(self, name: str, stored: np.ndarray) -> np.ndarray:
         value = self._results[name].value(stored)
-        return np.round(value).astype(np.int32) if value.dtype.kind == "f" and self.meaning(name) in _LABELS else value
+        return np.round(value).astype(np.int32) if value.dtype.kind == "f" and self.meaning(name) in LABEL_RESULTS else value
 
     def _invoke(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Runs the file on images of its own type."""
@@ -248,12 +248,6 @@ def image_slot(path: Path, slots: list[Slot]) -> Slot:
 
 def _no_images(path: Path, shape) -> KerassegError:
     return KerassegError(f"'{path}' takes input of shape {shape}: expected images (batch, height, width, channels)")
-
-
-def first_line(error: Exception, *, length: int = 200) -> str:
-    """The first line of a library's message, which may go on for pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:length]
 
 
 def damaged(path: Path, kind: str, error: Exception) -> KerassegError:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasseg.errors import KerassegError
-from kerasseg.runtimes.files import ExportedNetwork, Slot, damaged, first_line, image_slot
+from kerasseg.errors import KerassegError, first_line
+from kerasseg.runtimes.files import ExportedNetwork, Slot, damaged, image_slot
 from kerasseg.runtimes.notices import without_notices
 
 # What the converter calls operations that TensorFlow itself must run.

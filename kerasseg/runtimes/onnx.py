@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasseg.errors import KerassegError
-from kerasseg.runtimes.files import ExportedNetwork, Slot, damaged, first_line, image_slot
+from kerasseg.errors import KerassegError, first_line
+from kerasseg.runtimes.files import ExportedNetwork, Slot, damaged, image_slot
 
 # What onnxruntime calls a type → NumPy's name.
 _TYPES = {"float": "float32", "double": "float64"}

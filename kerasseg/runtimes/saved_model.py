@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasseg.errors import KerassegError
-from kerasseg.runtimes.files import ExportedNetwork, Slot, first_line, image_slot
+from kerasseg.errors import KerassegError, first_line
+from kerasseg.runtimes.files import ExportedNetwork, Slot, image_slot
 from kerasseg.tables import import_lazily
 
 _SIGNATURE = "serving_default"

@@ -8,10 +8,9 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kerasseg.backbones.building import first_line
 from kerasseg.data import DataSet, Share, training_batches, unwrap_error
 from kerasseg.data.transforms import static_size
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.evaluation import load_model
 from kerasseg.evaluation.loading import check_forms
 from kerasseg.interop import transplant
@@ -43,8 +42,8 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mi
 _FIXED = (
     "arch", "backbone", "width_multiplier", "output_stride", "arguments", "training_arguments", "crf_rnn", "crf_rnn_arguments",
     "freeze", "freeze_batch_norm", "precision", "quantization_aware", "optimizer", "label_offset", "label_margin", "data",
-    "split", "features", "examples", "boxes", "seed", "sampling", "bootstrap_classes", "batch_size", "accumulation",
-    "loss_sampling",
+    "data_arguments", "split", "skip_broken", "foreground", "background", "features", "examples", "boxes", "seed", "sampling",
+    "bootstrap_classes", "batch_size", "accumulation", "loss_sampling",
 )  # fmt: skip
 
 # What the layer MinimumSize says where the size is known only when the graph runs.

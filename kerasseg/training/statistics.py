@@ -7,8 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasseg.backbones.building import first_line
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 
 
 def recompute_statistics(

@@ -4,7 +4,7 @@ import os
 
 import tensorflow as tf
 
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.tables import did_you_mean
 from kerasseg.training.cluster import read_cluster, wait_for_workers
 
@@ -37,9 +37,8 @@ def _tpu(join_timeout: int) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # Without a TPU each release of TensorFlow raises another type.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise KerassegError(
-            f"strategy 'tpu' looked for a TPU attached to this machine and found none ({reason}): on a TPU VM install "
+            f"strategy 'tpu' looked for a TPU attached to this machine and found none ({first_line(error)}): on a TPU VM install "
             "kerasseg[tpu]; elsewhere pass --strategy one or mirrored"
         ) from error
     return tf.distribute.TPUStrategy(resolver)

@@ -11,7 +11,9 @@ from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, IGNORE_COLOR, LabelTable, generic_table
 from kerasseg.tables import did_you_mean
 
-_IMAGES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""How the names of photographs end."""
+
 _MASKS = (".png",)
 _COLORED = re.compile(r"(.+?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 
@@ -148,9 +150,9 @@ def pair_files(images: Path, masks: Path) -> list[Record]:
     Raises:
         KerassegError: If there is none, or one lacks the other; names the first and how many.
     """
-    photos, labels = _files(images, _IMAGES), _files(masks, _MASKS)
+    photos, labels = _files(images, IMAGE_SUFFIXES), _files(masks, _MASKS)
     if not photos:
-        raise KerassegError(f"{images} holds no image: expected {', '.join('*' + suffix for suffix in _IMAGES)}")
+        raise KerassegError(f"{images} holds no image: expected {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)}")
     for these, those, kind, other, where in ((photos, labels, "image", "mask", masks), (labels, photos, "mask", "image", images)):
         alone = [name for name in these if name not in those]
         if alone:
@@ -167,11 +169,11 @@ def _listed(root: Path, split: str) -> list[Record]:
     records, lost = [], []
     for line in filter(None, lines):
         # A whole line first: names may hold blanks.
-        name, image = line, _find(line, _IMAGES, images)
+        name, image = line, _find(line, IMAGE_SUFFIXES, images)
         mask = _find(_stem(line, image), _MASKS, masks)
         words = line.split()
         if image is None and len(words) == 2:
-            name, image, mask = words[0], _find(words[0], _IMAGES, images, root), _find(words[1], _MASKS, masks, root)
+            name, image, mask = words[0], _find(words[0], IMAGE_SUFFIXES, images, root), _find(words[1], _MASKS, masks, root)
         if image is None or mask is None:
             lost.append((line, "image" if image is None else "mask"))
         else:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from kerasseg.backbones.building import first_line
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.layers import AtrousPooling2D, Geometry
 
 WHOLE, UNKNOWN = "image", "?"
