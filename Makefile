@@ -47,6 +47,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/large_images.py
 	$(BIN)/python benchmarks/export_latency.py
 	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/pipeline_speed.py
 	$(BIN)/python benchmarks/dilated_stack.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/deeplab_v3_step.py

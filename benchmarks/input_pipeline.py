@@ -1,7 +1,7 @@
-"""How much of the input pipeline's time hides behind the training step; target: at least 97 %.
+"""What share of a training step is spent waiting for the input pipeline; target: at most 3 %.
 
-Hidden is the share of the time it takes to make the batches, measured alone, that the training loop does not spend waiting for
-them. Uses CamVid where KERASSEG_DATA has it, with scaling, flipping and cropping; else the drawn shapes.
+Told beside it is how long a batch takes to make, measured alone: what of it is not waited for hides behind the step. Uses CamVid
+where KERASSEG_DATA has it, with scaling, flipping and cropping; else the drawn shapes.
 """
 
 import os
@@ -72,8 +72,8 @@ def main(steps: int = 40, warm_up: int = 8) -> None:
     waiting = statistics.mean(feed.waits[warm_up : warm_up + steps])
     step = statistics.mean(times[warm_up:])
     print(
-        f"input pipeline on {chosen.data}: {100 * (1 - waiting / production):.1f} % of its time hidden behind the step "
-        f"(target: 97 %); making a batch takes {production / step:.3f} of a step, waiting for it {waiting / step:.4f}"
+        f"input pipeline on {chosen.data}: {100 * waiting / step:.2f} % of a step is spent waiting for it (target: at most 3 %); "
+        f"making a batch takes {100 * production / step:.1f} % of one, {100 * (1 - waiting / production):.1f} % of which is hidden"
     )
 
 

@@ -1,9 +1,8 @@
-"""Median-frequency weights: worked by hand, and against the figures beside CamVid and VOC."""
+"""Median-frequency weights: worked by hand, and against the figures beside CamVid; test_voc.py has those beside VOC."""
 
 import numpy as np
 import pytest
 from cli_helpers import run, write_camvid
-from PIL import Image
 
 from kerasseg.cli import class_weights as command
 from kerasseg.data import class_weights, count_classes, each_label, median_frequency_weights, open_data
@@ -62,16 +61,6 @@ def test_camvid_counts_over_all_splits(data_dir):
     lines = [line.split() for line in (data_dir / "camvid" / "pixel_counts.txt").read_text().splitlines()[1:]]
     assert sum(each.pixels for each in counts).tolist() == [int(line[2]) for line in lines[:11]]
     assert sum(each.ignored for each in counts) == int(lines[11][2])
-
-
-@pytest.mark.parametrize("split", ["train", "trainaug"])
-def test_voc_masks_without_photographs(split, data_dir):
-    folder = data_dir / "voc2012_masks"
-    names = (folder / f"{split}.txt").read_text().split()
-    counts = count_classes((np.asarray(Image.open(folder / "masks" / f"{name}.png")) for name in names), 21)
-    check_file(counts.median_frequency_weights(), folder / f"class_weights_{split}.txt")
-    expected = np.loadtxt(folder / f"pixel_counts_{split}.txt", dtype=np.int64)
-    assert [*counts.pixels, counts.ignored] == expected[:, 1].tolist()
 
 
 def test_the_tool_prints_what_the_option_takes(tmp_path, capsys):

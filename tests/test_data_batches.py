@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import keras
@@ -198,11 +199,87 @@ def test_examples_without_labels_are_refused():
         ({"batch_size": 2, "start": -1}, "start=-1"),
         ({"batch_size": 2, "sampling": "random"}, "unknown sampling 'random'"),
         ({"batch_size": 2, "seed": -4}, "seed -4"),
+        ({"batch_size": 2, "threads": 0}, "received threads=0: expected 1 or more, or None"),
+        ({"batch_size": 2, "weights": [1, 1, 1]}, "sampling 'shuffle' received weights"),
+        ({"batch_size": 2, "sampling": "replacement", "weights": [1, 1]}, r"weights of shape \(2,\) for 3 examples"),
     ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(KerassegError, match=message):
         training_batches(Counted(3), **settings)
+
+
+class TwoInputsTwoHeads(DataSet):
+    """Channel k of example n is 10 n + k, its two label maps n and n + 1; sizes differ."""
+
+    channels, inputs = 5, {"color": 3, "depth": 2}
+    heads = {"semantic": LABELS["voc"], "geometric": LABELS["camvid"]}
+
+    def __init__(self, length=4):
+        super().__init__(LABELS["voc"], map(str, range(length)), (1.0, 2.0, 3.0, 4.0, 5.0))
+
+    def read(self, index):
+        size = (4 + index % 2, 5)
+        image = np.broadcast_to(np.float32(10 * index + np.arange(5)), (*size, 5))
+        return Example(image, np.broadcast_to(np.int32([index, index + 1]), (*size, 2)), self.ids[index], None)
+
+
+@pytest.mark.parametrize("transforms", [(), (RandomCrop((5, 6), (1.0, 2.0, 3.0, 4.0, 5.0)), Flip())])
+def test_several_inputs_and_heads_are_dicts(transforms):
+    data = TwoInputsTwoHeads()
+    size = [5, 6] if transforms else [None, None]
+    batches = training_batches(data, 4, transforms=transforms, steps=2)
+    image, label = batches.element_spec
+    assert {name: spec.shape.as_list() for name, spec in image.items()} == {"color": [4, *size, 3], "depth": [4, *size, 2]}
+    assert {name: spec.shape.as_list() for name, spec in label.items()} == {"semantic": [4, *size], "geometric": [4, *size]}
+    for image, label in batches:
+        assert sorted(np.unique(label["semantic"])) == [0, 1, 2, 3, 255] and label["geometric"].dtype == tf.int32
+        known = label["semantic"].numpy() != 255
+        numbers = label["semantic"].numpy()[known]
+        assert np.array_equal(label["geometric"].numpy()[known], numbers + 1)
+        assert (label["geometric"].numpy()[~known] == 255).all()
+        for name, first in (("color", 0), ("depth", 3)):
+            value, count = image[name].numpy(), image[name].shape[-1]
+            assert np.array_equal(value[known], 10 * numbers[:, None] + np.arange(first, first + count))
+            assert (value[~known] == 1 + np.arange(first, first + count)).all()
+    sliced = list(training_batches(data, 4, transforms=transforms, steps=1, share=Share(2, 0, 2)))
+    assert [each[0]["depth"].shape[0] for each in sliced] == [2, 2] and sliced[0][1]["geometric"].shape[0] == 2
+    image, label = next(iter(evaluation_batches(data, 3)))
+    assert image["color"].shape == (3, 5, 5, 3) and label["semantic"][:, 0, 0].numpy().tolist() == [0, 1, 2]
+
+
+def test_examples_of_other_channels_than_said_are_refused():
+    class Odd(Counted):
+        channels = 4
+
+    for transforms in ((), (RandomCrop((4, 5), MEAN),)):
+        with pytest.raises(tf.errors.OpError) as raised:
+            next(iter(training_batches(Odd(3, sizes=False), 2, transforms=transforms)))
+        if transforms:
+            assert "its data set says 4 channels" in str(unwrap_error(raised.value))
+
+
+def test_weights_say_how_often():
+    weights = [0, 1, 0, 3, 0]
+    batches = training_batches(Counted(5, sizes=False), 20, sampling="replacement", weights=weights, steps=30, seed=1)
+    drawn = np.bincount(np.concatenate([label[:, 0, 0] for _, label in arrays(batches)]), minlength=5)
+    assert drawn[[0, 2, 4]].sum() == 0 and abs(drawn[3] - 450) < 5 * np.sqrt(600 * 3 / 16)
+    # Without weights the classes of each label are looked at: here each image is one.
+    batches = training_batches(Counted(5), 20, sampling="balanced", steps=1)
+    assert len(arrays(batches)) == 1
+
+
+def test_pipelines_share_their_threads():
+    def running():
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("kerasseg")}
+
+    for _ in range(3):
+        next(iter(training_batches(open_data("shapes", size=(16, 16)), 8, threads=3)))
+    before = running()
+    for _ in range(3):
+        next(iter(training_batches(open_data("shapes", size=(16, 16)), 8, threads=3)))
+        next(iter(evaluation_batches(open_data("shapes", size=(16, 16)), 8, threads=3)))
+    assert running() == before and len(before) >= 2
 
 
 def test_empty_data_is_refused():

@@ -232,3 +232,37 @@ def test_a_palette_file_that_contradicts_itself_is_refused(tmp_path):
     sorted_palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     sorted_palette.save(tmp_path / "own.png")
     np.testing.assert_array_equal(decode_label(tmp_path / "own.png", table), index)
+
+
+def test_short_palettes_are_read_as_pillow_reads_them(tmp_path):
+    """Only what a file holds counts, and colours beyond the end of a palette are what Pillow makes of them."""
+    table = generic_table(("ground", "cat", "dog"))
+    for label in ([[0, 1], [1, 0]], [[0, 1], [2, 1]], [[0, 0], [0, 255]]):
+        index = np.array(label, np.uint8)
+        for entries in (1, 2, 3):
+            for order in ((0, 1, 2), (0, 2, 1)):
+                image = Image.fromarray(index)
+                image.putpalette([channel for k in order[:entries] for channel in table.palette[k]])
+                image.save(tmp_path / "m.png")
+                with Image.open(tmp_path / "m.png") as read:
+                    # Pillow keeps indices beyond the palette as others.
+                    written, painted = np.array(read).tolist(), np.array(read.convert("RGB"))
+                if not set(sum(written, [])) <= {0, 1, 2, 255}:
+                    continue
+                # The rule, pixel by pixel: all colours are classes, and some contradict.
+                meanings = {tuple(color): k for k, color in enumerate(table.palette)} | {(224, 224, 192): 255}
+                said = [[meanings.get(tuple(map(int, color))) for color in row] for row in painted]
+                if None not in sum(said, []) and said != written:
+                    with pytest.raises(KerassegError, match="colours and indices name different classes"):
+                        decode_label(tmp_path / "m.png", table)
+                else:
+                    assert decode_label(tmp_path / "m.png", table).tolist() == written
+
+
+def test_colours_that_no_pixel_has_excuse_nothing(tmp_path):
+    table = generic_table(("ground", "cat", "dog"))
+    mask = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
+    mask.putpalette([channel for k in (0, 2, 1) for channel in table.palette[k]] + [9] * 3 * 253)
+    mask.save(tmp_path / "m.png")
+    with pytest.raises(KerassegError, match=r"colours and indices name different classes of 'folder' \(3 pixels\)"):
+        decode_label(tmp_path / "m.png", table)

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from kerasseg.data import Bootstrapped, DataSet, Example, example_index, example_rng
+from kerasseg.data.sampling import Sampler, class_balance
 from kerasseg.errors import KerassegError
 from kerasseg.labels import generic_table
 
 PINNED_SHUFFLE = [5, 0, 6, 1, 7, 2, 4, 3]
 PINNED_REPLACEMENT = [72, 82, 48, 54, 16, 98, 1, 98]
+PINNED_WEIGHTED = [58, 37, 77, 89, 46, 49, 76, 67]
 
 
 def sequence(positions, length=50, seed=3, sampling="shuffle"):
@@ -48,6 +50,7 @@ def test_numbers_do_not_drift():
     """Written down once: a run of last year must resume with the same sequence."""
     assert sequence(range(8), length=8, seed=0) == PINNED_SHUFFLE
     assert sequence(range(8), length=100, seed=0, sampling="replacement") == PINNED_REPLACEMENT
+    assert [example_index(k, 100, 0, "replacement", np.arange(100)) for k in range(8)] == PINNED_WEIGHTED
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,64 @@ def test_images_of_rare_classes_come_twice(classes, twice):
 def test_bootstrapping_refuses(data, classes, message):
     with pytest.raises(KerassegError, match=message):
         Bootstrapped(data, classes)
+
+
+def test_weights_are_odds():
+    weights = np.array([0, 2, 0.5, 0, 1.5, 0])
+    sampler = Sampler(6, 3, "replacement", weights)
+    drawn = [sampler(position) for position in range(8000)]
+    counts = np.bincount(drawn, minlength=6)
+    assert counts[weights == 0].sum() == 0
+    # Standard deviation is at most √(8000 / 4) = 45.
+    assert np.abs(counts - 8000 * weights / 4).max() < 5 * 45
+    assert drawn[::-7] == [example_index(position, 6, 3, "replacement", 100 * weights) for position in range(7999, -1, -7)]
+    assert {Sampler(3, seed, "replacement", [0, 0, 1])(0) for seed in range(50)} == {2}
+    # A draw that rounding would put beyond the end.
+    assert max(Sampler(2, seed, "replacement", [1e-300, 5e-324])(0) for seed in range(50)) <= 1
+
+
+def test_balance_is_a_draw_of_a_class_and_then_of_an_image():
+    """Worked by hand: ground is in a, b, d; cat in a and c; dog in b and d; cow in d; owl nowhere. Each class has a quarter."""
+    seen = []
+    weights = class_balance(Listed(), lambda done, total: seen.append((done, total)))
+    expected = np.array([1 / 3 + 1 / 2, 1 / 3 + 1 / 2, 1 / 2, 1 / 3 + 1 / 2 + 1, 0]) / 4
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    assert seen == [(done, 5) for done in range(1, 6)]
+    sampler = Sampler(5, 0, "balanced", weights)
+    counts = np.bincount([sampler(position) for position in range(6000)], minlength=5)
+    assert np.abs(counts - 6000 * expected).max() < 5 * np.sqrt(1500) and counts[4] == 0
+
+
+def test_balance_of_several_heads_is_that_of_the_first():
+    class Two(Listed):
+        def read(self, index):
+            example = super().read(index)
+            label = np.stack([example.label, np.zeros_like(example.label)], axis=-1)
+            return Example(example.image, label, example.id, None)
+
+    assert np.array_equal(class_balance(Two()), class_balance(Listed()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("shuffle", [1, 1]), "sampling 'shuffle' received weights: .* use 'replacement'"),
+        (("balanced", None), "sampling 'balanced' received no weights: pass weights=kerasseg.data.sampling.class_balance"),
+        (("replacement", [1, 1, 1]), r"weights of shape \(3,\) for 2 examples: expected one number for each"),
+        (("replacement", [1, -1]), "weights must be finite, 0 or more, and not all 0"),
+        (("replacement", [0, 0]), "weights must be finite, 0 or more, and not all 0"),
+        (("replacement", [1, np.nan]), "weights must be finite, 0 or more, and not all 0"),
+    ],
+)
+def test_weights_that_cannot_be(arguments, message):
+    with pytest.raises(KerassegError, match=message):
+        Sampler(2, 0, *arguments)
+
+
+def test_nothing_to_balance():
+    class Void(Listed):
+        def read(self, index):
+            return Example(np.zeros((1, 1, 3), np.uint8), np.full((1, 1), 255, np.int32), self.ids[index], None)
+
+    with pytest.raises(KerassegError, match="no label map of data set 'folder' holds a class: nothing to balance"):
+        class_balance(Void())

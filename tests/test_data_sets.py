@@ -74,7 +74,7 @@ def test_shapes_size_is_free():
         (lambda: open_data("shapes", size=(8, 8)), r"size \(8, 8\)"),
         (lambda: open_data("shapes", length=0), "length=0"),
         (lambda: open_data("shapes", sise=(32, 32)), "no option 'sise': did you mean 'size'"),
-        (lambda: open_data("camvid", "x", size=3), "no option 'size': it takes only"),
+        (lambda: open_data("ade20k", "x", size=3), "no option 'size': it takes only"),
         (lambda: open_data("camvid"), "received no data_dir.*images/<split>/.*--data camvid --data-dir"),
         (lambda: open_data("folder", "/no/such/folder"), "'/no/such/folder', which is no folder.*classes.txt"),
     ],
@@ -212,30 +212,6 @@ def test_bad_classes(text, message, tmp_path):
     with pytest.raises(KerassegError, match=message) as error:
         read_classes(path)
     assert str(path) in str(error.value)
-
-
-def test_camvid(data_dir):
-    splits = [open_data("camvid", data_dir / "camvid", split) for split in ("train", "val", "test")]
-    assert [len(data) for data in splits] == [367, 101, 233]
-    assert splits[0].mean == (105.41212523, 108.77808759, 110.70313206)
-    example = splits[1][0]
-    assert example.image.shape == (360, 480, 3)
-    with Image.open(data_dir / "camvid" / "masks" / "val" / f"{example.id}.png") as mask:
-        file = np.array(mask)
-    assert 11 in file
-    assert np.array_equal(example.label == 255, file == 11)
-    assert np.array_equal(example.label[file < 11], file[file < 11])
-
-
-def test_camvid_as_segnet_lays_it_out(tmp_path):
-    for folder, color in (("val", (1, 2, 3)), ("valannot", 11)):
-        (tmp_path / folder).mkdir()
-        Image.new("L" if color == 11 else "RGB", (4, 3), color).save(tmp_path / folder / "x.png")
-    assert open_data("camvid", tmp_path, "val")[0].label.tolist() == [[255] * 4] * 3
-    with pytest.raises(KerassegError, match=r"does not hold split 'test'.*<split>annot"):
-        open_data("camvid", tmp_path, "test")
-    with pytest.raises(KerassegError, match="no split 'valid': did you mean 'val'"):
-        open_data("camvid", tmp_path, "valid")
 
 
 def test_folder_reads_real_voc_pairs(data_dir):

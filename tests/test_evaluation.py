@@ -129,8 +129,11 @@ def test_networks_that_cannot_take_the_image_are_refused():
         predict(make_model(size=(8, 8)), photograph(), scales=(0.5,), method=WholeImage())
     assert predict(make_model(size=(8, 8)), photograph(8, 8)).shape == (8, 8)
     inputs = [keras.Input((None, None, 3), name=name) for name in ("color", "hha")]
-    with pytest.raises(KerassegError, match=r"2 inputs \(color, hha\): expected one"):
-        predict(keras.Model(inputs, keras.layers.Add()(inputs)), photograph())
+    several = keras.Model(inputs, keras.layers.Subtract()(inputs))
+    with pytest.raises(KerassegError, match=r"inputs color \(3\), hha \(3\), received an image of 3 channels: expected an array"):
+        predict(several, photograph())
+    pair = np.concatenate([photograph(), photograph(seed=1)], -1).astype(np.float32)
+    np.testing.assert_array_equal(predict(several, pair), (pair[..., :3] - pair[..., 3:]).argmax(-1))
     depth = keras.Input((None, None, 4))
     network = keras.Model(depth, keras.layers.Conv2D(2, 1)(depth))
     with pytest.raises(KerassegError, match=r"takes input of shape \(None, None, 4\), received an image of shape \(11, 14, 3\)"):

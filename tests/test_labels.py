@@ -1,9 +1,12 @@
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from fixtures.pictures import voc_colors
 
+from kerasseg.data.layouts.cityscapes_labels import IDS
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS, LabelTable, colorize, generic_table, voc_palette
 
@@ -16,16 +19,24 @@ def test_voc_palette_by_hand():
     assert len(set(palette)) == 256
 
 
+def test_voc_palette_by_its_definition():
+    # Written another way, and what masks of the tests are painted with.
+    np.testing.assert_array_equal(np.array(voc_palette(256)), voc_colors())
+
+
 @pytest.mark.parametrize(
     "name, count, first, last",
     [
         ("voc", 21, "background", "tvmonitor"),
         ("shapes", 6, "background", "golden"),
         ("pascal_context", 60, "background", "wood"),
+        ("pascal_person_part", 7, "background", "lower legs"),
         ("sift_flow", 33, "awning", "window"),
         ("sift_flow_geometric", 3, "sky", "vertical"),
         ("nyud", 40, "wall", "otherprop"),
         ("camvid", 11, "sky", "bicyclist"),
+        ("camvid_dilation", 11, "building", "bicyclist"),
+        ("kitti", 11, "building", "bicyclist"),
         ("cityscapes", 19, "road", "bicycle"),
         ("ade20k", 150, "wall", "flag"),
     ],
@@ -53,9 +64,37 @@ def test_file_values():
     published = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15}
     published |= {31: 16, 32: 17, 33: 18}
     assert {value: label for value, label in cityscapes.items() if label != 255} == published
-    assert LABELS["camvid"].file_to_label == {11: 255}
+    assert LABELS["camvid"].file_to_label == LABELS["kitti"].file_to_label == {11: 255}
+    # SegNet's files in the other order: the names say which is which, but that one says sidewalk and sign for short.
+    dilation, short = LABELS["camvid_dilation"], {"pavement": "sidewalk", "sign symbol": "sign"}
+    names = [dilation.classes[dilation.file_to_label[value]] for value in range(11)]
+    assert names == [short.get(name, name) for name in LABELS["camvid"].classes] and dilation.file_to_label[11] == 255
     ade20k = LABELS["ade20k"].file_to_label
     assert (ade20k[0], ade20k[1], ade20k[150], len(ade20k)) == (255, 0, 149, 151)
+
+
+def test_tables_are_those_of_the_fact_sheet(data_dir):
+    path = data_dir.parent / "reference" / "labels.json"
+    if not path.is_file():
+        pytest.skip(f"no file {path}")
+    facts = json.loads(path.read_text())
+    names = {"voc": facts["voc21"]["names"], "pascal_context": facts["pascal_context60"], "nyud": facts["nyud40"]}
+    names |= {"sift_flow": facts["sift_flow33"], "sift_flow_geometric": facts["sift_flow_geo3"]}
+    names |= {"camvid": facts["camvid11"]["segnet_order"][:11], "ade20k": facts["ade20k_150"]["names"]}
+    names |= dict.fromkeys(("camvid_dilation", "kitti"), facts["camvid11"]["dilation_order"])
+    palettes = {"voc": facts["voc21"]["palette"], "ade20k": facts["ade20k_150"]["palette"]}
+    palettes |= {"camvid": facts["camvid11"]["segnet_palette"][:11]}
+    palettes |= dict.fromkeys(("camvid_dilation", "kitti"), facts["camvid11"]["dilation_palette"])
+    rows = facts["cityscapes"]
+    scored = sorted((row for row in rows if row["trainId"] not in (-1, 255)), key=lambda row: row["trainId"])
+    names["cityscapes"], palettes["cityscapes"] = zip(*((row["name"], row["color"]) for row in scored), strict=True)
+    assert {name: list(LABELS[name].classes) for name in names} == {name: list(known) for name, known in names.items()}
+    for name, known in palettes.items():
+        assert LABELS[name].palette == tuple(map(tuple, known[: LABELS[name].num_classes])), name
+    # Of a license plate the fact sheet says -1, which no file holds.
+    train_ids = {row["id"]: row["trainId"] % 256 for row in rows}
+    assert LABELS["cityscapes"].file_to_label == train_ids
+    assert [row["name"] for row in sorted(rows, key=lambda row: row["id"]) if row["id"] >= 0] == list(IDS)
 
 
 def test_colorize():

@@ -187,7 +187,7 @@ def test_recipes_name_what_is_cut_out(tmp_path):
 
 
 def test_recipes_read_their_boxes(tmp_path, monkeypatch):
-    monkeypatch.setattr("kerasseg.recipes.building.open_recipe_data", lambda recipe, split: Drawn())
+    monkeypatch.setattr("kerasseg.recipes.building.open_data", lambda name, folder, split: Drawn())
     (tmp_path / "b.csv").write_text("image,left,top,right,bottom\nimage0,4,5,14,15\nimage1,0,0,8,8\n")
     proposals = RECIPES["shapes"].override(examples="proposals")
     assert open_training_data(proposals.override(boxes=str(tmp_path / "b.csv"))).windows == ((0, (4, 5, 14, 15)),)
@@ -195,7 +195,7 @@ def test_recipes_read_their_boxes(tmp_path, monkeypatch):
 
 
 def test_the_file_of_boxes_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("kerasseg.recipes.building.open_recipe_data", lambda recipe, split: Drawn())
+    monkeypatch.setattr("kerasseg.recipes.building.open_data", lambda name, folder, split: Drawn())
     path = tmp_path / "b.csv"
     proposals = RECIPES["shapes"].override(examples="proposals", boxes=str(path))
     for row, message in (

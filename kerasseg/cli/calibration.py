@@ -102,10 +102,13 @@ def _photographs(opened: Opened, options) -> tuple[str, list]:
 
 def _of_data(opened: Opened, name: str, options) -> tuple[str, list]:
     from kerasseg.data import open_data
+    from kerasseg.data.transforms.cues import hide_cues
 
     recipe = opened.recipe if opened.recipe and opened.recipe.data == name else None
     split = options.calibration_split or (recipe and recipe.split) or "train"
-    data = open_data(name, options.data_dir or (recipe and recipe.data_dir), split)
+    data = open_data(name, options.data_dir or (recipe and recipe.data_dir), split, **(recipe.data_arguments if recipe else {}))
+    if recipe:
+        data = hide_cues(data, recipe.foreground, recipe.background)
     if not data.photographs:
         raise KerassegError(f"data set '{name}' holds maps of a network, no photographs: name others by --calibration")
     return f"{name} {split}", [lambda index=index: data[index].image for index in range(len(data))]

@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from kerasseg.cli.opening import add_data_arguments
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
 from kerasseg.data import DataSet, count_classes, each_label, open_data
+from kerasseg.data.class_counts import check_one_map
 from kerasseg.runs import atomic_path
 
 
@@ -16,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser("class_weights.py", "Count the pixels of each class of a data set and print median-frequency class weights.")
     made.add_argument("--data", required=True, help="data set")
     made.add_argument("--data-dir", default=None, help="folder of the data set")
+    add_data_arguments(made)
     made.add_argument("--split", default="train", help="part of the data set")
     made.add_argument("--out", default=None, help="file for the weights, one a line in the order of the classes")
     return made
@@ -28,7 +31,8 @@ def run(arguments: Sequence[str]) -> None:
         KerassegError: If the data set cannot be read or has no labels.
     """
     options = parser().parse_args(arguments)
-    data = open_data(options.data, options.data_dir, options.split)
+    data = open_data(options.data, options.data_dir, options.split, **dict(options.data_arguments))
+    check_one_map(data)
     # Begun before the count: where nothing can be written, nobody waits in vain.
     with atomic_path(options.out) if options.out else nullcontext() as file:
         # Significant digits, not decimals: a weight that rounds to 0 would drop its class.

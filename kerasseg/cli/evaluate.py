@@ -9,7 +9,16 @@ from pathlib import Path
 
 from kerasseg.cli.compare import write_page
 from kerasseg.cli.inference import add_inference_options, as_name, check_inference_options, chosen_inference, inference_name
-from kerasseg.cli.opening import RUN_OR_FILE, Opened, chosen_data, open_run_or_model, output_classes, root_of
+from kerasseg.cli.opening import (
+    RUN_OR_FILE,
+    Opened,
+    add_data_options,
+    chosen_data,
+    open_chosen,
+    open_run_or_model,
+    output_classes,
+    root_of,
+)
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.cli.scoring import add_scoring_options, chosen_scoring, scoring_name
@@ -22,9 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """Makes the parser of `evaluate.py`."""
     made = make_parser("evaluate.py", "Score a network: the four metrics of the FCN paper, per class and per image, with pictures.")
     made.add_argument("model", nargs="?", default=None, metavar="RUN_OR_MODEL", help=f"{RUN_OR_FILE} (default: the newest run)")
-    made.add_argument("--data", default=None, help="data set (default: the run's)")
-    made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
-    made.add_argument("--split", default=None, help="part of the data set (default: the run's validation split, or val)")
+    add_data_options(made)
     made.add_argument(
         "--against",
         default=None,
@@ -99,7 +106,7 @@ def _second(opened: Opened, options) -> Opened | None:
     from kerasseg.evaluation.running import selected_output
 
     counts = [output_classes(selected_output(each.model, options.output)) for each in (opened, second)]
-    tables = [each.labels for each in (opened, second)]
+    tables = [each.labels_of(options.output) for each in (opened, second)]
     if counts[0] != counts[1]:
         raise KerassegError(
             f"--against {second.path} has {counts[1]} classes, {opened.path} {counts[0]}: expected the same classes"
@@ -115,11 +122,12 @@ def _second(opened: Opened, options) -> Opened | None:
 
 
 def _open_data(opened: Opened, options):
-    from kerasseg.data import open_data
+    from kerasseg.evaluation.evaluator import scored_head
 
-    name, data_dir, same = chosen_data(opened, options)
+    name, _, same = chosen_data(opened, options)
     split = options.split or (opened.recipe.validation_split if same else None) or "val"
-    return open_data(name, data_dir, split), name, split
+    # Of several label maps that of the output: pictures and page are then of it as well.
+    return scored_head(open_chosen(opened, options, split), opened.model, options.output), name, split
 
 
 def _evaluate(opened: Opened, inference, data, split: str, options, scoring: dict):
@@ -194,7 +202,9 @@ def _compare(names: Sequence[str], evaluations: Sequence, directory: Path) -> No
 def _report_path(opened: Opened, data: str, split: str, options) -> Path:
     """One folder for each way of evaluating, so that none overwrites another; other data than the run's are part of its name."""
     own = opened.recipe is not None and opened.recipe.data == data
-    name = ("" if own else f"{as_name(data)}-") + split + inference_name(options) + scoring_name(options)
+    name = ("" if own else f"{as_name(data)}-") + split
+    name += "".join(f"-{as_name(f'{key}-{value}')}" for key, value in options.data_arguments)
+    name += inference_name(options) + scoring_name(options)
     name += f"-first-{options.limit}" if options.limit else ""
     return root_of(opened.path) / "report" / name
 

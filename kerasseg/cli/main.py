@@ -12,6 +12,8 @@ COMMANDS = {
     "evaluate": "score a run or model on a data set",
     "predict": "write masks of photographs",
     "export": "write a file for devices, and prove that it computes the same",
+    "prepare_data": "check a data set once, and keep what is slow to read as PNG",
+    "inspect_data": "write a page that shows what is in a data set, and what in it is likely a mistake",
     "web_page": "build a page that segments photographs in the browser",
     "analyze": "look into a network: what it sees, does and costs, and what limits it",
     "compare": "put reports of evaluations side by side",

@@ -1,10 +1,12 @@
 """RUN_OR_MODEL: what evaluate, predict and export are given, opened."""
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kerasseg.cli.options import parse_assignment
 from kerasseg.cli.running import start_tensorflow
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS, LabelTable, generic_table
@@ -19,12 +21,20 @@ RUN_OR_FILE = "run directory, .keras file, or exported .tflite, .onnx or SavedMo
 
 
 class Opened(NamedTuple):
-    """A network with what its run knows about it: the recipe (of its last stage) and the classes, `None` for a bare file."""
+    """A network with what its run knows about it: the recipe (of its last stage) and the classes, `None` for a bare file.
+
+    Of a network of several heads, `labels` are the classes of the first, `heads` those of each.
+    """
 
     model: Any
     path: Path
     recipe: Recipe | None
     labels: LabelTable | None
+    heads: dict[str, LabelTable] | None = None
+
+    def labels_of(self, output: str | None) -> LabelTable | None:
+        """Gives the classes of one output; `None` stands for the first."""
+        return (self.heads or {}).get(output, self.labels)
 
 
 def open_run_or_model(path: str | None, output_stride: int | None = None, *, exported: bool = False) -> Opened:
@@ -48,7 +58,7 @@ def open_run_or_model(path: str | None, output_stride: int | None = None, *, exp
     from kerasseg.evaluation import load_model
 
     model = load_model(path, output_stride=output_stride)
-    return Opened(model, path, recipe, run.labels() if run else None)
+    return Opened(model, path, recipe, run.labels() if run else None, run.heads() if run else None)
 
 
 def _open_exported(path: Path, output_stride: int | None, allowed: bool) -> Opened:
@@ -104,19 +114,20 @@ def _features_of(run: Run) -> Path:
     return run.stage(len(stages), stages[-1].name).path if stages else run.path
 
 
-def label_table(opened: Opened, num_classes: int, name: str | None) -> LabelTable:
+def label_table(opened: Opened, num_classes: int, name: str | None, output: str | None = None) -> LabelTable:
     """Finds names and colours for a network's classes: those asked for, else the run's, else numbers in VOC's colours.
 
     Args:
         opened: The network.
         num_classes: How many classes it has.
         name: Key of `kerasseg.labels.LABELS`, or `None`.
+        output: Key of the output whose classes they are; `None`: the first.
     Raises:
         KerassegError: If the table is unknown or has another number of classes.
     """
     if name is not None and name not in LABELS:
         raise KerassegError(f"unknown label table '{name}': {did_you_mean(name, LABELS)}")
-    table = LABELS[name] if name else opened.labels or generic_table([f"class {i}" for i in range(num_classes)])
+    table = LABELS[name] if name else opened.labels_of(output) or generic_table([f"class {i}" for i in range(num_classes)])
     if table.num_classes != num_classes:
         raise KerassegError(
             f"label table '{table.name}' has {table.num_classes} classes, the network {num_classes}: name another by --labels"
@@ -141,6 +152,52 @@ def chosen_data(opened: Opened, options) -> tuple[str, str | None, bool]:
         raise KerassegError(f"{opened.path} does not say what data it is for: pass --data and --data-dir")
     same = recipe is not None and recipe.data == name
     return name, options.data_dir or (recipe.data_dir if same else None), same
+
+
+def add_data_options(made: argparse.ArgumentParser, split: str = "the run's validation split, or val") -> None:
+    """Adds the options that say which data a command is about, by default those of the run."""
+    made.add_argument("--data", default=None, help="data set (default: the run's)")
+    made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
+    add_data_arguments(made, " (default: the run's)")
+    made.add_argument("--split", default=None, help=f"part of the data set (default: {split})")
+
+
+def add_data_arguments(made: argparse.ArgumentParser, default: str = "") -> None:
+    """Adds the option for what else a data set takes."""
+    made.add_argument(
+        "--data-arguments",
+        nargs="+",
+        type=parse_assignment,
+        metavar="NAME=VALUE",
+        default=[],
+        help=f"further arguments of the data set{default}",
+    )
+
+
+def chosen_arguments(opened: Opened, options) -> dict[str, Any]:
+    """Finds the arguments of the data set that a command is about: the run's, where it is the run's, and those given on top."""
+    recipe = opened.recipe
+    same = recipe is not None and options.data in (None, recipe.data)
+    return {**(recipe.data_arguments if same else {}), **dict(options.data_arguments)}
+
+
+def open_chosen(opened: Opened, options, split: str, *, as_seen: bool = True):
+    """Opens the data set that a command is about.
+
+    Args:
+        opened: The network.
+        options: What `add_data_options` parsed.
+        split: Part of the data set.
+        as_seen: Whether what the run hides in its own images (`foreground`, `background`) is hidden here, too.
+    Raises:
+        KerassegError: If there is no such data set, or it cannot be opened.
+    """
+    from kerasseg.data import open_data
+    from kerasseg.data.transforms.cues import hide_cues
+
+    name, data_dir, same = chosen_data(opened, options)
+    data = open_data(name, data_dir, split, **chosen_arguments(opened, options))
+    return hide_cues(data, opened.recipe.foreground, opened.recipe.background) if same and as_seen else data
 
 
 def output_classes(model) -> int:

@@ -18,7 +18,7 @@ from kerasseg.tables import did_you_mean
 # Set by --recipe, or only told.
 _NOT_OPTIONS = ("name", "stages", "paper", "expected", "command")
 # Where the data lie and where it trains: of the whole recipe, also where the command line names a stage.
-_OF_ALL_STAGES = ("data_dir", "strategy", "replicas", "join_timeout")
+_OF_ALL_STAGES = ("data_dir", "cache", "strategy", "replicas", "join_timeout")
 # The smaller side of the built-in images, in pixels.
 _SHAPES_HEIGHT = 96
 # What photographs go through: not of a stage that trains on stored features, unless the command line names it.
@@ -186,9 +186,9 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
         KerassegError: If there is no such stage, or an option would make its stages one and the same.
     """
     given, chosen = _given(options), getattr(options, "stage", None)
-    for name in ("data_dir", "weights", "boxes"):
-        if given.get(name) and given[name] != "imagenet" and "://" not in given[name]:
-            given[name] = os.path.abspath(given[name])
+    for name in ("data_dir", "weights", "boxes", "cache"):
+        if given.get(name) and given[name] not in ("imagenet", "memory"):
+            given[name] = _absolute(given[name])
     if given.get("strategy") == "one":
         given.setdefault("replicas", None)
     if chosen and not recipe.stages:
@@ -204,8 +204,17 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     return recipe.override(stages=tuple(_changed(recipe, each, own) if each.name == chosen else each for each in recipe.stages))
 
 
+def _absolute(text: str) -> str:
+    """Paths that hold in another folder, too; a union's data may lie in several, between commas."""
+    parts = [text] if os.path.exists(text) else text.split(",")
+    return ",".join(part if "://" in part else os.path.abspath(part) for part in parts)
+
+
 def _merged(recipe: Recipe, given: Mapping) -> dict:
     """What was given, the recipe's own entries after those of each mapping; a mapping that was emptied has none."""
+    if given.get("data", recipe.data) != recipe.data:
+        # The recipe's arguments are of its own data.
+        recipe, given = recipe.override(data_arguments={}), {"data_arguments": {}, **given}
     named = [name for name in _MAPPINGS if given.get(name)]
     rest = {name: {k: v for k, v in getattr(recipe, name).items() if k not in given[name]} for name in named}
     return {name: {**value, **rest[name]} if name in rest else value for name, value in given.items()}
@@ -362,6 +371,7 @@ _RANGES = {
     "color_jitter": (lambda value: 0 <= value <= 1, "0 to 1"),
     "warmup_steps label_offset": (lambda value: value >= 0, "0 or more"),
     "jitter margin label_margin": (lambda value: 0 <= value <= 10_000, "0 to 10000 pixels"),
+    "foreground background": (lambda value: value in ("keep", "mask"), "keep or mask"),
     "momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
     "class_weights": (_not_negative, "numbers that are not negative, or none"),
     "loss_weights": (lambda value: _not_negative(value.values()), "factors that are not negative"),

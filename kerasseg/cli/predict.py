@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> None:
     opened = open_run_or_model(options.model, options.output_stride, exported=True)
     from kerasseg.evaluation.running import selected_output
 
-    labels = label_table(opened, output_classes(selected_output(opened.model, options.output)), options.labels)
+    labels = label_table(opened, output_classes(selected_output(opened.model, options.output)), options.labels, options.output)
     inference = chosen_inference(opened, options)
     inference.method.check_names([name.as_posix() for _, name in photographs])
     if options.submission:

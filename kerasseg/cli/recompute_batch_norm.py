@@ -68,7 +68,7 @@ def _recipe(opened, options: argparse.Namespace) -> Recipe:
     recipe = opened.recipe or Recipe(name=opened.path.stem)
     if options.data not in (None, recipe.data):
         # The run's folder, split, boxes and classes are of its own data.
-        recipe = recipe.override(data_dir=None, split="train", boxes=None, bootstrap_classes=())
+        recipe = recipe.override(data_dir=None, split="train", data_arguments={}, boxes=None, bootstrap_classes=())
     return recipe.override(**given)
 
 

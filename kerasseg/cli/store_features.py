@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model, output_classes
+from kerasseg.cli.opening import Opened, add_data_arguments, chosen_data, open_chosen, open_run_or_model, output_classes
 from kerasseg.cli.options import parse_number, parse_size
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
-from kerasseg.data import DataSet, open_data
+from kerasseg.data import DataSet
 from kerasseg.errors import KerassegError
 
 
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--layer", required=True, help="name of the layer, such as final (tools/inspect_model.py lists them)")
     made.add_argument("--data", default=None, help="data set (default: the run's)")
     made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
+    add_data_arguments(made, " (default: the run's)")
     made.add_argument("--split", default="train", help="part of the data set; the features' folder has its name")
     made.add_argument(
         "--pad-size",
@@ -65,8 +66,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _open_data(opened: Opened, options) -> DataSet:
-    name, data_dir, _ = chosen_data(opened, options)
-    data = open_data(name, data_dir, options.split)
+    name, _, _ = chosen_data(opened, options)
+    data = open_chosen(opened, options, options.split)
     known = opened.labels.classes if opened.labels else None
     number = output_classes(opened.model)
     if number != data.labels.num_classes or known not in (None, data.labels.classes):

@@ -73,7 +73,9 @@ def _show(recipe: Recipe, record: Run, options) -> None:
     if not found:
         print(f"\nevery stage is finished in {record.path}")
     for name, one in found.items():
-        print(f"\n{name}: {one.network}, {one.images} images of {one.classes} classes")
+        print(f"\n{name}: {one.network}, {one.images} images of {_counted(one.classes)} classes")
+        for notice in one.notices:
+            print(f"  note           {notice}")
         print(f"  parameters     {one.trainable:,} trainable, {one.frozen:,} frozen")
         if one.new_layers is not None:
             print(f"  new layers     {', '.join(one.new_layers) or 'none'}")
@@ -87,6 +89,11 @@ def _show(recipe: Recipe, record: Run, options) -> None:
         if one.evaluation is not None:
             print(f"  one evaluation {duration(one.evaluation)}, {duration(one.evaluation_image)} an image")
         print(f"  to the end     {duration(one.total)}")
+
+
+def _counted(classes) -> str:
+    """How many classes there are, of several heads for each."""
+    return str(classes) if isinstance(classes, int) else " and ".join(f"{count} {head}" for head, count in classes.items())
 
 
 def _train(recipe: Recipe, record: Run, options) -> None:

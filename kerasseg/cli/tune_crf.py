@@ -21,7 +21,7 @@ from kerasseg.cli.inference import (
     search_folder,
     search_split,
 )
-from kerasseg.cli.opening import Opened, chosen_data, open_run_or_model
+from kerasseg.cli.opening import Opened, add_data_options, chosen_arguments, chosen_data, open_chosen, open_run_or_model
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.cli.values import parse_values
@@ -43,9 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "OUT/best.json, uses what was found.",
     )
     made.add_argument("model", nargs="?", default=None, metavar="RUN_OR_MODEL", help="default: the newest run under runs/")
-    made.add_argument("--data", default=None, help="data set (default: the run's)")
-    made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
-    made.add_argument("--split", default=None, help="part to search on (default: the run's validation split, or val)")
+    add_data_options(made)
     made.add_argument("--images", type=int, default=100, help="images drawn from it")
     made.add_argument("--seed", type=int, default=0, help="decides which images are drawn")
     made.add_argument("--out", default=None, help="folder for logits, results.jsonl and best.json (default: crf/SPLIT in the run)")
@@ -140,8 +138,8 @@ def tune(opened: Opened, options) -> Path:
     Raises:
         KerassegError: If the options cannot be followed.
     """
-    from kerasseg.data import open_data
     from kerasseg.evaluation import Inference, draw_images, search_parameters, store_logits, write_best
+    from kerasseg.evaluation.evaluator import scored_head
     from kerasseg.evaluation.exported import check_has_scores
 
     search = _search(options)
@@ -149,7 +147,7 @@ def tune(opened: Opened, options) -> Path:
     check_has_scores(opened.model, Inference(output=options.output), crf=True)
     name, data_dir, _ = chosen_data(opened, options)
     split = options.split or search_split(opened, options)
-    data = open_data(name, data_dir, split)
+    data = scored_head(open_chosen(opened, options, split), opened.model, options.output)
     if not data.photographs:
         raise KerassegError(f"data set '{name}' holds maps of a network: a CRF needs photographs, such as --data camvid")
     if not len(data):
@@ -158,6 +156,8 @@ def tune(opened: Opened, options) -> Path:
     folder = Path(options.out) if options.out else search_folder(opened, options, split)
     images = draw_images(len(data), options.images, options.seed)
     about = {"data": name, "data_dir": data_dir and os.path.abspath(data_dir), "split": split}
+    arguments = chosen_arguments(opened, options)
+    about |= {"data_arguments": arguments} if arguments else {}
     inference.method.check_names([data.ids[index] for index in images])
     with Progress("running the network", len(images), unit="images") as progress:
         files = store_logits(opened.model, data, images, inference, folder, about, progress=lambda done, _: progress.update(done))

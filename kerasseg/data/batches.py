@@ -1,48 +1,22 @@
 """Examples → batches, as `tf.data` data sets for a training loop, `fit` or `evaluate`."""
 
-import atexit
+import math
 import re
-import threading
-import time
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from kerasseg.data.records import DataSet
-from kerasseg.data.sampling import check_sampling, example_index, example_rng
-from kerasseg.data.transforms import compose, pad_to, static_size
+from kerasseg.data.sampling import Sampler, class_balance, example_rng
+from kerasseg.data.transforms import compose, static_size
+from kerasseg.data.transforms.resizing import place_into
+from kerasseg.data.workers import CALLS, Workers
 from kerasseg.errors import KerassegError
 
-
-class _Calls:
-    """The calls that TensorFlow's threads make into Python to load a batch.
-
-    An iterator that is still alive when the program ends waits for its calls, and they for an interpreter that no longer runs
-    them: the program would hang. So, while Python still runs, those under way are let finish and later ones get nothing.
-    """
-
-    def __init__(self):
-        self._lock, self._running, self.ended = threading.Lock(), 0, False
-        atexit.register(self._end)
-
-    def __enter__(self):
-        with self._lock:
-            self._running += 1
-
-    def __exit__(self, *exception):
-        with self._lock:
-            self._running -= 1
-
-    def _end(self) -> None:
-        self.ended, quiet = True, 0
-        # Not one look but several: a call may be waiting for its turn of the interpreter, and is not counted yet.
-        while quiet < 5:
-            time.sleep(0.01)
-            quiet = 0 if self._running else quiet + 1
-
-
-_CALLS = _Calls()
+# What TensorFlow's kernels ask of the memory of a tensor, in bytes.
+_ALIGNMENT = 64
 
 # How TensorFlow words a Python exception: its type, then the message, ours being one line.
 _OURS = re.compile(r"\bKerassegError: (.*)")
@@ -74,6 +48,8 @@ def training_batches(
     steps: int | None = None,
     share: Share = WHOLE,
     fill: tuple[float, ...] | None = None,
+    weights: np.ndarray | None = None,
+    threads: int | None = None,
 ) -> tf.data.Dataset:
     """The training sequence, from any batch on.
 
@@ -87,14 +63,18 @@ def training_batches(
         batch_size: Examples per global batch.
         transforms: Applied in their order, with random numbers of the position's own.
         seed: 0 to 2⁶⁴ − 1.
-        sampling: `"shuffle"` or `"replacement"`.
+        sampling: One of `SAMPLINGS`. `"balanced"` reads every label once, before the first batch, unless it is given `weights`.
         start: Number of the first batch.
         steps: How many batches; `None` is without end. `fit` then needs `steps_per_epoch`, and `shuffle=False`, or it warns.
         share: The part of each batch to read and yield; the whole by default.
         fill: RGB, 0–255, of the pixels padded to images of unequal size; the data's mean by default, which is 0 for features.
+        weights: With `"replacement"` how often each example is drawn, relative to the others; with `"balanced"` what
+            `class_balance` gives.
+        threads: How many examples are read and transformed at once; one for each core by default. They change no byte.
     Returns:
-        Elements `(image, label)`: `(batch_size / share.slices, H, W, 3)` float32 RGB 0–255 and `(batch_size / share.slices, H, W)`
-        int32; stored features have their own channels. H and W are static where the transforms end in a crop or a resize to a size.
+        Elements `(image, label)`: `(batch_size / share.slices, H, W, C)` float32, as a rule RGB 0–255, and `(batch_size /
+        share.slices, H, W)` int32. Of data with several `inputs` the image is a dict of such, by the names of the inputs, and with
+        several `heads` so is the label. H and W are static where the transforms end in a crop or a resize to a size.
     Raises:
         KerassegError: If an argument is out of range. While iterating, mistakes in the files arrive as TensorFlow errors:
             `unwrap_error` finds the message.
@@ -105,7 +85,6 @@ def training_batches(
         (4, 96, 128, 3) (4, 96, 128)
     """
     transforms = tuple(transforms)
-    check_sampling(seed, sampling)
     _check_positive(batch_size=batch_size, slices=share.slices, count=share.count)
     if batch_size % share.slices:
         raise KerassegError(
@@ -115,42 +94,57 @@ def training_batches(
         raise KerassegError(f"received {share}: expected first from 0 on and first + count at most slices")
     if start < 0 or (steps is not None and steps < 0):
         raise KerassegError(f"received start={start}, steps={steps}: expected 0 or more (steps=None: without end)")
-    length = _checked_length(data)
-    augment = compose(transforms)
-
-    def pair(position: int):
-        image, label = _read(data, example_index(position, length, seed, sampling))
-        return augment(image, label, example_rng(seed, position))
-
-    part = batch_size // share.slices
+    if sampling == "balanced" and weights is None:
+        weights = class_balance(data)
+    sampler = Sampler(_checked_length(data), seed, sampling, weights)
+    augment, size, part = compose(transforms), static_size(transforms), batch_size // share.slices
+    workers = Workers(threads)
 
     def batch(t: np.ndarray):
         first = int(t) * batch_size + share.first * part
-        return _stack([pair(position) for position in range(first, first + share.count * part)], fill or data.mean)
+
+        def write(k: int, *place):
+            image, label = _read(data, sampler(first + k))
+            return augment.write(image, label, example_rng(seed, first + k), *place)
+
+        def pair(k: int):
+            image, label = _read(data, sampler(first + k))
+            return augment(image, label, example_rng(seed, first + k))
+
+        count = share.count * part
+        if size is None:
+            return _stack(workers.map(pair, range(count)), fill or data.mean)
+        images, labels = _blank(count, size, data)
+        workers.map(lambda k: write(k, images[k], labels[k]), range(count))
+        return images, labels
 
     numbers = tf.data.Dataset.counter(start) if steps is None else tf.data.Dataset.range(start, start + steps)
-    return _mapped(numbers, batch, share.count * part, static_size(transforms), share.count, getattr(data, "channels", 3))
+    return _mapped(numbers, batch, share.count * part, size, share.count, data, workers)
 
 
-def evaluation_batches(data: DataSet, batch_size: int = 1) -> tf.data.Dataset:
+def evaluation_batches(data: DataSet, batch_size: int = 1, *, threads: int | None = None) -> tf.data.Dataset:
     """Every example once, in order, untransformed; the last batch may be smaller.
 
     Args:
         data: Examples with labels.
         batch_size: Examples per batch; those of unequal size are padded as in `training_batches`.
+        threads: As in `training_batches`.
     Returns:
-        Elements `(image, label)`: `(B, H, W, 3)` float32 RGB 0–255 and `(B, H, W)` int32; stored features have their own channels.
+        Elements `(image, label)`: `(B, H, W, C)` float32, as a rule RGB 0–255, and `(B, H, W)` int32, or dicts of such as in
+        `training_batches`.
     Raises:
         KerassegError: As `training_batches`.
     """
     _check_positive(batch_size=batch_size)
     length = _checked_length(data)
 
+    workers = Workers(threads)
+
     def batch(t: np.ndarray):
         first = int(t) * batch_size
-        return _stack([_read(data, index) for index in range(first, min(first + batch_size, length))], data.mean)
+        return _stack(workers.map(partial(_read, data), range(first, min(first + batch_size, length))), data.mean)
 
-    return _mapped(tf.data.Dataset.range(-(-length // batch_size)), batch, None, None, 1, getattr(data, "channels", 3))
+    return _mapped(tf.data.Dataset.range(-(-length // batch_size)), batch, None, None, 1, data, workers)
 
 
 def unwrap_error(error: BaseException) -> KerassegError | None:
@@ -192,21 +186,50 @@ def _read(data: DataSet, index: int) -> tuple[np.ndarray, np.ndarray]:
     return example.image, example.label
 
 
+def _aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An array that TensorFlow takes over as it is; one that begins elsewhere it copies."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(count + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + count].view(dtype).reshape(shape)
+
+
+def _blank(count: int, size: tuple[int, int], data: DataSet) -> tuple[np.ndarray, np.ndarray]:
+    heads = (len(data.heads),) if getattr(data, "heads", None) else ()
+    channels = getattr(data, "channels", 3)
+    return _aligned((count, *size, channels), np.float32), _aligned((count, *size, *heads), np.int32)
+
+
 def _stack(pairs, mean) -> tuple[np.ndarray, np.ndarray]:
-    size = tuple(np.max([label.shape for _, label in pairs], axis=0))
-    images, labels = zip(*(pad_to(image, label, size, mean) for image, label in pairs), strict=True)
-    return np.stack(images, dtype=np.float32, casting="unsafe"), np.stack(labels, dtype=np.int32, casting="unsafe")
+    """Pads examples of unequal size to the largest."""
+    (image, label), size = pairs[0], tuple(np.max([label.shape[:2] for _, label in pairs], axis=0))
+    images = _aligned((len(pairs), *size, image.shape[2]), np.float32)
+    labels = _aligned((len(pairs), *size, *label.shape[2:]), np.int32)
+    for canvas, blank, (image, label) in zip(images, labels, pairs, strict=True):
+        place_into(canvas, blank, image, label, 0, 0, mean)
+    return images, labels
 
 
-def _mapped(numbers: tf.data.Dataset, batch, batch_size: int | None, size, slices: int, channels: int) -> tf.data.Dataset:
+def _named(image, label, data: DataSet):
+    """The tensors of a network with several inputs, or of several heads, by their names."""
+    if getattr(data, "inputs", None):
+        image = dict(zip(data.inputs, tf.split(image, list(data.inputs.values()), axis=-1), strict=True))
+    if getattr(data, "heads", None):
+        label = dict(zip(data.heads, tf.unstack(label, len(data.heads), axis=-1), strict=True))
+    return image, label
+
+
+def _mapped(numbers, batch, batch_size: int | None, size, slices: int, data: DataSet, workers: Workers) -> tf.data.Dataset:
     """Loads batches in parallel, in order. Whole ones, even if sliced: slices are then padded alike."""
     height, width = size or (None, None)
+    channels = getattr(data, "channels", 3)
+    heads = (len(data.heads),) if getattr(data, "heads", None) else ()
 
     def one_line(t):
-        if _CALLS.ended:
-            return np.zeros((1, 1, 1, channels), np.float32), np.zeros((1, 1, 1), np.int32)
+        if CALLS.ended:
+            return np.zeros((1, 1, 1, channels), np.float32), np.zeros((1, 1, 1, *heads), np.int32)
         try:
-            with _CALLS:
+            with CALLS:
                 return batch(t)
         except KerassegError as error:
             # Subclasses too arrive under the one name that unwrap_error looks for.
@@ -215,8 +238,9 @@ def _mapped(numbers: tf.data.Dataset, batch, batch_size: int | None, size, slice
     def load(t):
         image, label = tf.numpy_function(one_line, [t], (tf.float32, tf.int32))
         image.set_shape((batch_size, height, width, channels))
-        label.set_shape((batch_size, height, width))
-        return (image, label) if slices == 1 else (_split(image), _split(label))
+        label.set_shape((batch_size, height, width, *heads))
+        image, label = _named(image, label, data)
+        return (image, label) if slices == 1 else tf.nest.map_structure(_split, (image, label))
 
     def _split(tensor):
         rest = tf.shape(tensor)[1:]
@@ -224,7 +248,8 @@ def _mapped(numbers: tf.data.Dataset, batch, batch_size: int | None, size, slice
         cut.set_shape((slices, batch_size // slices, *tensor.shape[1:]))
         return cut
 
-    batches = numbers.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    # Two at a time: the next begins while the last examples of one are under way.
+    batches = numbers.map(load, num_parallel_calls=min(2, workers.count), deterministic=True)
     if slices > 1:
         batches = batches.unbatch()
     return batches.prefetch(tf.data.AUTOTUNE)

@@ -98,6 +98,20 @@ def class_weights(data: DataSet, report: Callable[[int, int], None] | None = Non
     Returns:
         As `ClassCounts.median_frequency_weights`; `tuple(weights)` is the argument of a loss.
     Raises:
-        KerassegError: If an example has no label, or no class occurs.
+        KerassegError: If an example has no label, it has several label maps, or no class occurs.
     """
+    check_one_map(data)
     return median_frequency_weights(each_label(data, report), data.labels.num_classes)
+
+
+def check_one_map(data: DataSet) -> None:
+    """Refuses a data set of several label maps, whose classes cannot be counted together.
+
+    Raises:
+        KerassegError: If that is so.
+    """
+    if data.heads is not None:
+        raise KerassegError(
+            f"data set '{data.labels.name}' has several label maps ({', '.join(data.heads)}): expected one, open it with "
+            f"head='{next(iter(data.heads))}' (--data-arguments head={next(iter(data.heads))})"
+        )

@@ -1,5 +1,6 @@
 """Files → arrays: uint8 RGB images and int32 label maps."""
 
+import io
 import threading
 from contextlib import contextmanager
 from functools import lru_cache
@@ -7,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageOps
 
+from kerasseg.data.paths import data_path, is_remote
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, LabelTable
 
@@ -30,10 +32,15 @@ def any_size():
             Image.MAX_IMAGE_PIXELS = _LIMITS.pop()
 
 
+def _opened(path) -> Image.Image:
+    # A remote path opens itself; by its name Pillow sees that a file is not there before it looks into it.
+    return Image.open(io.BytesIO(data_path(path).read_bytes()) if is_remote(path) else path)
+
+
 def _open(path) -> Image.Image:
     """Decodes a file as a whole and turns it upright."""
     try:
-        with any_size(), Image.open(path) as image:
+        with any_size(), _opened(path) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
             upright.format = image.format
@@ -67,7 +74,7 @@ def decode_image(path) -> np.ndarray:
     if image.mode == "P":
         # Straight to RGB, PIL would warn of palettes with transparency.
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_label(path, labels: LabelTable) -> np.ndarray:
@@ -96,17 +103,22 @@ def decode_label(path, labels: LabelTable) -> np.ndarray:
         raise KerassegError(
             f"mask {path} has mode {mask.mode}: expected indices (grey or palette) or colours (RGB); save it as an 8-bit PNG"
         )
-    label = _from_indices(np.asarray(mask).astype(np.int64), path, labels)
+    label = _from_indices(np.asarray(mask), path, labels)
     if mask.mode == "P" and not labels.file_to_label:
-        _check_palette(label, mask, path, labels)
+        _check_palette(mask, path, labels)
     return label
 
 
-def _check_palette(label: np.ndarray, mask: Image.Image, path, labels: LabelTable) -> None:
+def _check_palette(mask: Image.Image, path, labels: LabelTable) -> None:
     """Refuses a palette file whose colours are all classes, but other ones than its indices say (an editor sorts palettes)."""
-    meaning, unknown = _meanings(_pack(np.asarray(mask.convert("RGB"))), labels)
-    count = int((meaning != label).sum())
-    if count and not unknown.any():
+    held = np.array(mask.histogram())
+    ramp = Image.frombytes("P", (len(held), 1), bytes(range(len(held))))
+    ramp.putpalette(mask.palette)
+    # Of each index that the file holds, not of each pixel: that takes longer than to decode it.
+    meaning, unknown = (part[0] for part in _meanings(_pack(np.asarray(ramp.convert("RGB"))), labels))
+    index = _index_lookup(labels)[np.arange(len(held)) - _FIRST_VALUE]
+    count = int(held[meaning != index].sum())
+    if count and not unknown[held > 0].any():
         raise KerassegError(
             f"mask {path} is a palette file whose colours and indices name different classes of '{labels.name}' ({count} pixels): "
             "save it as RGB if the colours are right, as grey if the indices are"
@@ -125,11 +137,15 @@ def _index_lookup(labels: LabelTable) -> np.ndarray:
 
 
 def _from_indices(values: np.ndarray, path, labels: LabelTable) -> np.ndarray:
-    inside = (values >= _FIRST_VALUE) & (values <= _LAST_VALUE)
-    label = np.where(inside, _index_lookup(labels)[np.where(inside, values, 0) - _FIRST_VALUE], -1).astype(np.int32)
-    bad = label < 0
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+    lookup = _index_lookup(labels)
+    if values.dtype in (np.uint8, bool):
+        label = lookup[-_FIRST_VALUE : 256 - _FIRST_VALUE].take(values)
+    else:
+        values = values.astype(np.int64)
+        inside = (values >= _FIRST_VALUE) & (values <= _LAST_VALUE)
+        label = np.where(inside, lookup[np.where(inside, values, 0) - _FIRST_VALUE], np.int32(-1))
+    if label.min(initial=0) < 0:
+        row, column = np.argwhere(label < 0)[0]
         value = values[row, column]
         raise KerassegError(
             f"mask {path} holds the value {value} ({int((values == value).sum())} pixels, first at row {row}, column {column}): "

@@ -8,13 +8,14 @@ from scipy import ndimage
 
 from kerasseg.data.boxes import boxes_of, check_boxes, cut_box, dense_windows
 from kerasseg.data.records import DataSet, Example, each_label
+from kerasseg.data.views.derived import Derived
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, LabelTable
 
 _BACKGROUND = "background"
 
 
-class _Crops(DataSet):
+class _Crops(Derived):
     """Windows of the images of another data set; what of them lies outside is black and labelled 255.
 
     Args:
@@ -28,7 +29,7 @@ class _Crops(DataSet):
         for index, _ in windows:
             numbers[index] = numbers.get(index, 0) + 1
             ids.append(f"{data.ids[index]}#{numbers[index]}")
-        super().__init__(data.labels, ids, data.mean)
+        super().__init__(data, ids)
 
     def read(self, index: int) -> Example:
         """Reads an image and cuts the window out."""
@@ -86,7 +87,7 @@ class ObjectCrops(_Crops):
             )
         windows, self._objects = [], []
         for index, label in enumerate(each_label(data, report)):
-            for found in _objects(label, data.labels):
+            for found in _objects(_first(label), data.labels):
                 left, top, right, bottom = found.box
                 if min(right - left, bottom - top) >= minimum_size:
                     windows.append((index, enlarged(found.box, scale)))
@@ -103,8 +104,11 @@ class ObjectCrops(_Crops):
         if self._only_object:
             number, component, _ = self._objects[index]
             background = self.labels.classes.index(_BACKGROUND) if _BACKGROUND in self.labels.classes else IGNORE
-            other = (_components(label == number) != component) & (label != IGNORE)
-            label = np.where(other, np.int32(background), label)
+            first = _first(label)
+            other = (_components(first == number) != component) & (first != IGNORE)
+            # What another label map says beside the object is of no object.
+            blank = np.array([background, *[IGNORE] * (label[0, 0].size - 1)], np.int32).reshape(label.shape[2:])
+            label = np.where(other if label.ndim == 2 else other[..., np.newaxis], blank, label)
         return super()._label(index, label)
 
 
@@ -140,11 +144,11 @@ class ProposalCrops(_Crops):
         windows, proposed = [], 0
         for index, label in enumerate(each_label(data, report)):
             if boxes is None:
-                proposals = dense_windows(label.shape)
+                proposals = dense_windows(label.shape[:2])
             else:
                 name = data.ids[index]
-                proposals = check_boxes(boxes_of(boxes, name, where), label.shape, f" of image '{name}' in {where}")
-            overlaps = overlap(proposals, object_boxes(label, data.labels))
+                proposals = check_boxes(boxes_of(boxes, name, where), label.shape[:2], f" of image '{name}' in {where}")
+            overlaps = overlap(proposals, object_boxes(_first(label), data.labels))
             kept = proposals[overlaps.max(axis=1, initial=0) >= minimum_overlap]
             windows += [(index, tuple(map(int, box))) for box in kept]
             proposed += len(proposals)
@@ -155,6 +159,11 @@ class ProposalCrops(_Crops):
                 "check that the boxes are of these images, or lower minimum_overlap"
             )
         super().__init__(data, windows)
+
+
+def _first(label: np.ndarray) -> np.ndarray:
+    """Of several label maps the one that says what is an object."""
+    return label if label.ndim == 2 else label[..., 0]
 
 
 class _Object(NamedTuple):

@@ -54,6 +54,14 @@ class DataSet:
     heads: Mapping[str, LabelTable] | None = None
     # Of a data set for a network of several inputs: name of the input → its channels, in the order in which `image` has them.
     inputs: Mapping[str, int] | None = None
+    # What `prepare_data` looks for where it is not told which; a split that is not there is left out.
+    splits: tuple[str, ...] = ("train", "val", "trainval", "test")
+    # Under which name `prepare_data` keeps the files, where several data sets are made of the same ones; `None`: its own.
+    family: str | None = None
+    # Whether people add examples to their folder: what was prepared is then used only while it has the same ones.
+    grows = False
+    # What it was opened from, where `tools/prepare_data.py` made it: files are compared with their checksums when they are read.
+    prepared = None
 
     def __init__(self, labels: LabelTable, ids: Iterable[str], mean: tuple[float, ...] = DEFAULT_MEAN):
         self.labels = labels
@@ -93,6 +101,58 @@ class DataSet:
             Shape `(H, W)`, int32, 255 = ignore; `None` where the split has no labels.
         """
         return self.read(index).label
+
+    def sources(self, index: int) -> dict[str, Path | np.ndarray]:
+        """Tells what `prepare_data` keeps of one example, by the part that it plays.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            `image`, and where there is a label `mask`; of several heads `mask` for the first and `mask_<head>` for each other. A
+            file that `decode_image`, or `decode_label` with the data set's table, can read as it is; of anything else the content,
+            to be written as PNG: uint8 `(H, W, 3)`, uint8 or uint16 `(H, W)`, or plain labels `(H, W)`, 255 = ignore.
+        Raises:
+            KerassegError: As `read`.
+        """
+        example = self.read(index)
+        label = example.label
+        if label is None:
+            return {"image": example.image}
+        if self.heads is None:
+            return {"image": example.image, "mask": label}
+        roles = ["mask", *(f"mask_{head}" for head in list(self.heads)[1:])]
+        return {"image": example.image, **{role: label[..., place] for place, role in enumerate(roles)}}
+
+    @classmethod
+    def splits_of(cls, data_dir, **options) -> tuple[str, ...]:
+        """Names the splits that a folder may have; a data set whose splits can have any name finds them out.
+
+        Args:
+            data_dir: The folder.
+            options: What else the data set takes.
+        Returns:
+            The names, in the order in which they are prepared.
+        """
+        return cls.splits
+
+    @classmethod
+    def from_prepared(cls, prepared, split: str, **options) -> "DataSet":
+        """Opens what `prepare_data` made of this data set.
+
+        Args:
+            prepared: The folder, `kerasseg.data.preparation.prepared.Prepared`.
+            split: One of its splits.
+            options: What else the data set takes; as it was prepared.
+        Returns:
+            The same examples in the same order, mean and tables as this data set would give.
+        Raises:
+            KerassegError: If there is no such split, or it was prepared with other options.
+        """
+        # It builds on this module.
+        from kerasseg.data.preparation.prepared import PreparedFiles
+
+        prepared.check_options(cls, options)
+        return PreparedFiles(prepared, split)
 
 
 @dataclass(frozen=True)
@@ -135,13 +195,24 @@ class FileDataSet(DataSet):
         """
         record = self.records[index]
         image, label = self.read_image(index), self.read_label(index)
-        if label is not None and label.shape != image.shape[:2]:
+        if label is not None and label.shape[:2] != image.shape[:2]:
             sizes = [f"{shape[1]}×{shape[0]}" for shape in (label.shape, image.shape)]
             raise KerassegError(
                 f"mask {record.mask} is {sizes[0]} but image {record.image} is {sizes[1]} (width×height, upright): expected one "
                 "size; save the mask at the size of the image, by nearest neighbour"
             )
         return Example(image, label, record.id, str(record.image))
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Tells which files an example is read from.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            Each once; they need not exist. A data set of more than image and mask writes this.
+        """
+        record = self.records[index]
+        return tuple(dict.fromkeys(path for path in (record.image, record.mask) if path is not None))
 
     def read_image(self, index: int) -> np.ndarray:
         """Decodes the photograph of one example.

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from kerasseg.data.views.heads import OneHead
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.exported import check_has_scores
 from kerasseg.evaluation.fitted import usual_method
@@ -43,8 +44,9 @@ def evaluate(
 
     Args:
         model: As for `predict`.
-        data: Data set with labels: `len`, indexing to examples, and `labels`, its label table. Where it has several label maps,
-            `labels` and each example's `label` are mappings from the network's output to table and map.
+        data: Data set with labels: `len`, indexing to examples, and `labels`, its label table. One with several label maps has
+            `heads` (`kerasseg.data.DataSet`), or `labels` and each example's `label` are mappings from the network's output to
+            table and map.
         inference: How to run the network; `None`: on whole images at scale 1. Its `output` picks one of several label maps as well.
         progress: Called with (images done, images in all) after each image.
         limit: Only so many images, the first ones.
@@ -64,8 +66,8 @@ def evaluate(
             at all is labelled, the network's number of classes is not the data set's, a class to exclude is unknown or none
             would be left, or there is no photograph for the CRF.
     """
-    task = _task(data.labels, inference and inference.output, model)
-    labels = data.labels if task is None else data.labels[task]
+    task, labels = _task(data, inference and inference.output, model)
+    data = scored_head(data, model, task)
     excluded = excluded_classes(labels, exclude)
     made = requested(
         labels.num_classes,
@@ -89,7 +91,7 @@ def evaluate(
         if progress:
             progress(len(tally.images), total)
     timing = Timing(time.perf_counter() - start, predicting.seconds, scoring.seconds, total)
-    about = {"network": model.name, "split": getattr(data, "split", None), "task": task}
+    about = {"network": model.name, "split": getattr(data, "split", None), "task": task or getattr(data, "task", None)}
     return tally.evaluation(inference=inference, timing=timing, **about)
 
 
@@ -124,10 +126,10 @@ def score_predictions(
         KerassegError: If there are more or fewer predictions than images, or none, one has another size than its label or a
             class out of range, there are no labels of that output, or as `evaluate`.
     """
-    task = _task(data.labels, output)
+    task, labels = _task(data, output)
+    data = scored_head(data, output=task)
     if task is None and output is not None:
         raise KerassegError(f"output '{output}': data set '{data.labels.name}' has one label map only, expected no output")
-    labels = data.labels if task is None else data.labels[task]
     excluded, start, scoring = excluded_classes(labels, exclude), time.perf_counter(), _Stopwatch()
     made = requested(
         labels.num_classes,
@@ -175,15 +177,31 @@ def excluded_classes(labels, exclude: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in labels.classes if name in names)
 
 
-def _task(labels, output: str | None, model=None) -> str | None:
+def _task(data, output: str | None, model=None) -> tuple[str | None, Any]:
     """Which of several label maps is scored: of the network's outputs, or else of the maps, the first; `None` of one only."""
-    if not isinstance(labels, Mapping):
-        return None
-    outputs = model.output if model is not None and isinstance(model.output, dict) else labels
+    tables = getattr(data, "heads", None) or data.labels
+    if not isinstance(tables, Mapping):
+        return None, tables
+    outputs = model.output if model is not None and isinstance(model.output, dict) else tables
     task = next(iter(outputs)) if output is None else output
-    if task not in labels:
-        raise KerassegError(f"output '{task}' has no labels in these data: {did_you_mean(task, labels)}")
-    return task
+    if task not in tables:
+        raise KerassegError(f"output '{task}' has no labels in these data: {did_you_mean(task, tables)}")
+    return task, tables[task]
+
+
+def scored_head(data, model=None, output: str | None = None):
+    """Gives, of data with several label maps, those that `evaluate` scores a network by.
+
+    Args:
+        data: The data set.
+        model: The network.
+        output: Which of its outputs counts; `None`: the first.
+    Returns:
+        A data set of one label map an example; the data itself where it has no `heads`.
+    Raises:
+        KerassegError: If the data have no labels of that output.
+    """
+    return OneHead(data, _task(data, output, model)[0]) if getattr(data, "heads", None) else data
 
 
 def _check_request(data, labels, inference: Inference, limit: int | None, batch_size: int) -> int:
@@ -208,7 +226,7 @@ class _Scored(NamedTuple):
 
 
 def _checked(example, task: str | None) -> _Scored:
-    label = example.label if task is None or example.label is None else example.label.get(task)
+    label = example.label if not isinstance(example.label, Mapping) else example.label.get(task)
     if label is None:
         of_task = "" if task is None else f" for output '{task}'"
         raise KerassegError(f"image '{example.id}' has no label{of_task}: evaluate on a split whose labels are public")

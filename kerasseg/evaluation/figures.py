@@ -105,6 +105,28 @@ def reliability_figure(calibrations: Mapping[str, Sequence[Mapping] | None], ink
     return _finished(figure, drawn if len(calibrations) > 1 else {}, ink)
 
 
+def sizes_figure(sizes: Mapping[tuple[int, int], int], ink: str = "black"):
+    """Draws how large images are: a point for each size, the larger, the more images have it.
+
+    Args:
+        sizes: Height and width in pixels → number of images.
+        ink: Colour of axes and text.
+    Returns:
+        A figure of matplotlib's.
+    """
+    figure = _figure()
+    axis = figure.subplots()
+    most = max(sizes.values())
+    # The frequent ones first, which so hide no other.
+    ranked = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+    areas = [12 + 250 * count / most for _, count in ranked]
+    heights, widths = zip(*(size for size, _ in ranked), strict=True)
+    axis.scatter(widths, heights, areas, run_color(0), alpha=0.5, linewidths=0)
+    axis.set(xlabel="width, pixels", ylabel="height, pixels")
+    axis.margins(0.12)
+    return _finished(figure, {}, ink)
+
+
 def run_color(place: int) -> str:
     """Gives the colour of the run at a place, from 0 on."""
     return RUN_COLORS[place % len(RUN_COLORS)]

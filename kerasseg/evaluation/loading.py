@@ -64,34 +64,34 @@ def _open_run(run: Run) -> keras.Model:
     """A finished run has its model; one that still trains has checkpoints, of which the newest counts."""
     if run.model_path.is_file():
         return load_model(run.model_path)
-    recipe, labels, state = Recipe.from_json(run.recipe()), run.labels(), run.checkpoints().last()
+    recipe, classes, state = Recipe.from_json(run.recipe()), run.num_classes(), run.checkpoints().last()
     for number, stage in reversed(list(enumerate(recipe.stages, start=1))):
         if run.stage(number, stage.name).exists:
             return _open_run(run.stage(number, stage.name))
-    if labels is None or state is None:
+    if classes is None or state is None:
         raise KerassegError(
             f"{run.path} holds neither model.keras nor a checkpoint yet: train it further with --run-dir {run.path}"
         )
-    model = training_network(recipe, labels.num_classes, initial_weights=False)
+    model = training_network(recipe, classes, initial_weights=False)
     # The trainer names them model/<index>/<path>; the optimizer's are left aside.
     values = {name.split("/")[1]: value for name, value in state[1].items() if name.startswith("model/")}
     for index, variable in enumerate(model.variables):
         variable.assign(values[f"{index:04d}"])
-    return evaluation_network(recipe, model, labels.num_classes) if recipe.trains_another_form else model
+    return evaluation_network(recipe, model, classes) if recipe.trains_another_form else model
 
 
 def _at_stride(model: keras.Model, run: Run, output_stride: int) -> keras.Model:
     recipe = Recipe.from_json(run.recipe()).final().override(output_stride=output_stride)
-    return evaluation_network(recipe, model, run.labels().num_classes)
+    return evaluation_network(recipe, model, run.num_classes())
 
 
-def evaluation_network(recipe: Recipe, trained: keras.Model, num_classes: int) -> keras.Model:
+def evaluation_network(recipe: Recipe, trained: keras.Model, num_classes) -> keras.Model:
     """Builds the network that a recipe evaluates and keeps: a plain one, in float32, without its `training_arguments`.
 
     Args:
         recipe: The recipe, without stages.
         trained: The network in the form that trains; its weights are copied, layer by layer name.
-        num_classes: Its classes.
+        num_classes: Number of its classes, or head name → number.
     Raises:
         KerassegError: If the two forms do not have the same weights.
     """

@@ -64,7 +64,8 @@ def _row(example, prediction, labels):
         raise KerassegError(
             f"prediction for '{example.id}' is {prediction.shape}: expected {example.image.shape[:2]}, its image's size"
         )
-    photograph = PIL.Image.fromarray(np.clip(np.rint(example.image), 0, 255).astype(np.uint8))
+    # Whatever is behind the colours, such as depth, cannot be shown.
+    photograph = PIL.Image.fromarray(np.clip(np.rint(example.image[..., :3]), 0, 255).astype(np.uint8))
     truth = None if example.label is None else PIL.Image.fromarray(colorize(example.label, labels))
     return photograph, truth, PIL.Image.fromarray(colorize(prediction, labels))
 

@@ -46,8 +46,9 @@ def run_network(model, batch, where: str = "") -> tf.Tensor:
     """Computes a network's first output; of a model made under a `tf.distribute.MirroredStrategy`, on all its devices.
 
     Args:
-        model: Network of one input.
-        batch: Shape `(B, H, W, 3)`, float, RGB 0–255; rounded for a network of integers.
+        model: The network.
+        batch: Shape `(B, H, W, C)`, float, RGB 0–255 as a rule; rounded for a network of integers. Of a network of several inputs
+            they stand one after the other, as `network_inputs` lists them.
         where: What these pictures are, for the message: put behind their size.
     Returns:
         Shape `(B, h, w, C)`, whatever size and meaning the network gives its output.
@@ -64,7 +65,7 @@ def run_outputs(model, batch) -> list[tf.Tensor]:
     """Computes all outputs of a network, for once: it is traced each time.
 
     Args:
-        model: Network of one input and a list of outputs.
+        model: Network with a list of outputs.
         batch: As for `run_network`.
     Returns:
         The outputs.
@@ -140,7 +141,8 @@ def _make_splitter(model):
 
 
 def _traced(model, function):
-    signature = [tf.TensorSpec((None, None, None, model.inputs[0].shape[-1]), tf.float32)]
+    channels = [tensor.shape[-1] for tensor in model.inputs]
+    signature = [tf.TensorSpec((None, None, None, None if None in channels else sum(channels)), tf.float32)]
     # Autograph would bury the one line of an error in a traceback of another type.
     return tf.function(function, input_signature=signature, autograph=False)
 
@@ -152,10 +154,38 @@ def _caller(model, first_only: bool):
     def call(batch):
         network = reference()
         dtype = tf.as_dtype(network.inputs[0].dtype)
-        logits = network(tf.cast(tf.round(batch) if dtype.is_integer else batch, dtype), training=False)
+        image = tf.cast(tf.round(batch) if dtype.is_integer else batch, dtype)
+        logits = network(image if len(network.inputs) == 1 else split_inputs(network, image), training=False)
         return logits[next(iter(logits))] if first_only and isinstance(logits, dict) else logits
 
     return call
+
+
+def network_inputs(model) -> list:
+    """Lists a network's inputs in the order in which an array has them: as it was built, which Keras' own list, by name, is not.
+
+    Args:
+        model: The network.
+    Returns:
+        Its symbolic inputs.
+    """
+    return list(model.input.values()) if isinstance(model.input, dict) else model.inputs
+
+
+def split_inputs(model, image) -> dict:
+    """Cuts an array into what a network of several inputs takes.
+
+    Args:
+        model: The network.
+        image: Shape `(…, C)`, the inputs one after the other, as `network_inputs` lists them.
+    Returns:
+        Name of the input → its channels.
+    """
+    found, place = {}, 0
+    for tensor in network_inputs(model):
+        found[tensor.name] = image[..., place : place + tensor.shape[-1]]
+        place += tensor.shape[-1]
+    return found
 
 
 def check_shape(model, shape: tuple[int, int, int], what: str) -> None:
@@ -166,14 +196,20 @@ def check_shape(model, shape: tuple[int, int, int], what: str) -> None:
         shape: `(h, w, C)` of the picture it is to get.
         what: How the message calls it.
     Raises:
-        KerassegError: If the network has several inputs, or one of another shape.
+        KerassegError: If the network has an input of another shape, or several that do not add up to that many channels.
     """
-    if len(model.inputs) != 1:
-        names = ", ".join(tensor.name for tensor in model.inputs)
-        raise KerassegError(f"the network has {len(model.inputs)} inputs ({names}): expected one, an RGB image")
     expected = tuple(model.inputs[0].shape[1:])
-    if len(expected) != 3 or expected[2] not in (shape[2], None):
-        raise KerassegError(f"the network takes input of shape {expected}, received an image of shape {shape}")
+    if len(model.inputs) != 1:
+        channels = {tensor.name: tensor.shape[-1] for tensor in network_inputs(model)}
+        if None in channels.values() or sum(channels.values()) != shape[2]:
+            listed = ", ".join(f"{name} ({count})" for name, count in channels.items())
+            raise KerassegError(
+                f"the network has the inputs {listed}, received an image of {shape[2]} channels: expected an array (height, width, "
+                f"{sum(count or 0 for count in channels.values())}) of them one after the other, as data with those inputs give it"
+            )
+    elif len(expected) != 3 or expected[2] not in (shape[2], None):
+        more = "" if len(expected) != 3 or expected[2] == 3 else f": expected an array (height, width, {expected[2]})"
+        raise KerassegError(f"the network takes input of shape {expected}, received an image of shape {shape}{more}")
     if any(fixed not in (None, given) for fixed, given in zip(expected[:2], shape[:2], strict=True)):
         raise KerassegError(
             f"{what} is {shape[0]}x{shape[1]}, but the network takes only {expected[0]}x{expected[1]}: resize the image, "

@@ -350,8 +350,10 @@ def network_grid(model) -> int:
         of this one, of which only the output counts: to be given as `Windows(grid=...)`.
     """
     if model not in _GRIDS:
-        maps, channels = keras.Model(model.inputs, _maps(model)), model.inputs[0].shape[-1]
-        found = [maps.compute_output_spec(keras.KerasTensor((1, side, side, channels))) for side in (_SIDE, 2 * _SIDE)]
+        maps, found = keras.Model(model.inputs, _maps(model)), []
+        for side in (_SIDE, 2 * _SIDE):
+            images = [keras.KerasTensor((1, side, side, tensor.shape[-1])) for tensor in model.inputs]
+            found.append(maps.compute_output_spec(images[0] if len(images) == 1 else images))
         sides = [[each.shape[1] for each in tf.nest.flatten(specs)] for specs in found]
         growths = {larger - side for side, larger in zip(*sides, strict=True) if None not in (side, larger)}
         _GRIDS[model] = math.lcm(*(_SIDE // growth for growth in growths if growth > 0 and _SIDE % growth == 0))

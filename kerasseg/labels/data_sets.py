@@ -31,6 +31,8 @@ _CONTEXT = (
     "light,mountain,mouse,curtain,platform,sign,plate,road,rock,shelves,sidewalk,sky,snow,bedcloth,track,tree,truck,wall,"
     "water,window,wood"
 )
+# The parts of Chen et al. 2016, arXiv:1511.03339, §4; which raw ones each holds, `data/layouts/person_part.py` says.
+_PERSON_PARTS = "background,head,torso,upper arms,lower arms,upper legs,lower legs"
 _SIFT_FLOW = (
     "awning,balcony,bird,boat,bridge,building,bus,car,cow,crosswalk,desert,door,fence,field,grass,moon,mountain,person,"
     "plant,pole,river,road,rock,sand,sea,sidewalk,sign,sky,staircase,streetlight,sun,tree,window"
@@ -41,6 +43,11 @@ _NYUD = (
     "person,night stand,toilet,sink,lamp,bathtub,bag,otherstructure,otherfurniture,otherprop"
 )
 _CAMVID = "sky,building,pole,road,pavement,tree,sign symbol,fence,car,pedestrian,bicyclist"
+# The order of fyu/dilation's networks for CamVid and KITTI, with its colours, which both releases have, too.
+_DILATION_STREETS = "building,tree,sky,car,sign,road,pedestrian,fence,pole,sidewalk,bicyclist"
+_DILATION_COLORS = "800000 808000 808080 400080 c08080 804080 404000 404080 c0c080 0000c0 0080c0"
+# Label of the files' values 0, 1, ... 11, which are in SegNet's order.
+_DILATION_OF_SEGNET = "2 0 8 5 9 1 4 7 3 6 10 255"
 _CAMVID_COLORS = "808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"
 _CITYSCAPES = (
     "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,bus,"
@@ -90,7 +97,7 @@ _ADE20K_COLORS = (
     "b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff"
 )
 
-_BLACK = (0, 0, 0)
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def _with_voc_colors(name: str, classes: tuple[str, ...], file_to_label: dict[int, int], absent=()) -> LabelTable:
@@ -101,10 +108,19 @@ _TABLES = (
     _with_voc_colors("voc", _names(_VOC), {}),
     _with_voc_colors("shapes", ("background", "circle", "square", "triangle", "striped", "golden"), {}),
     _with_voc_colors("pascal_context", _names(_VOC + "," + _CONTEXT), {}),
+    _with_voc_colors("pascal_person_part", _names(_PERSON_PARTS), {}),
     _with_voc_colors("sift_flow", _names(_SIFT_FLOW), _one_based(33), _names("cow,desert,moon")),
     _with_voc_colors("sift_flow_geometric", ("sky", "horizontal", "vertical"), {-1: IGNORE, **_one_based(3)}),
     _with_voc_colors("nyud", _names(_NYUD), _one_based(40)),
     LabelTable("camvid", _names(_CAMVID), _colors(_CAMVID_COLORS), (_BLACK, IGNORE_COLOR), {11: IGNORE}),
+    LabelTable(
+        "camvid_dilation",
+        _names(_DILATION_STREETS),
+        _colors(_DILATION_COLORS),
+        (_BLACK, IGNORE_COLOR),
+        {value: int(label) for value, label in enumerate(_DILATION_OF_SEGNET.split())},
+    ),
+    LabelTable("kitti", _names(_DILATION_STREETS), _colors(_DILATION_COLORS), (_BLACK, _WHITE, IGNORE_COLOR), {11: IGNORE}),
     LabelTable(
         "cityscapes",
         _names(_CITYSCAPES),

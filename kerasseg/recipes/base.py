@@ -64,9 +64,18 @@ class Recipe:
     # Data
     data: str = _is("data set, by its name in kerasseg.data.DATA_SETS", default="shapes")
     data_dir: str | None = _is("folder of the data set", default=None)
+    data_arguments: Mapping[str, Any] = _is("further arguments of the data set, as name=value", default_factory=dict)
     split: str = _is("part of the data set to train on", default="train")
     validation_split: str | None = _is("part to validate on while training", default="val")
-    sampling: str = _is("shuffle (each image once an epoch) or replacement (an independent draw each time)", default="shuffle")
+    sampling: str = _is(
+        "shuffle (each image once an epoch), replacement (an independent draw each time) or balanced (a draw of a class, then of "
+        "an image that holds it)",
+        default="shuffle",
+    )
+    cache: str | None = _is("where decoded images and labels are kept: memory, or a folder (default: nowhere)", default=None)
+    skip_broken: bool = _is("leave out, count and name training images whose files are damaged, instead of stopping", default=False)
+    foreground: str = _is("keep, or mask: the objects of all images, in evaluation too, are hidden", default="keep")
+    background: str = _is("keep, or mask: all but the objects is hidden; with both, only their shapes are seen", default="keep")
     features: str | None = _is(
         "layer whose maps, of the network that a stage starts from, are stored once and trained on instead of images", default=None
     )
@@ -199,7 +208,8 @@ class Recipe:
         Args:
             data_dir: Folder of the stored features.
         """
-        return self.override(data="features", data_dir=str(data_dir), features=None, image_scale=1.0, pad_size=None)
+        own = {"data": "features", "data_dir": str(data_dir), "data_arguments": {}, "cache": None, "features": None}
+        return self.override(**own, image_scale=1.0, pad_size=None)
 
     def as_trained(self) -> "Recipe":
         """Gives the recipe whose network is the one that trains: its `training_arguments` are among its arguments."""

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 
 from kerasseg.backbones import BACKBONES
-from kerasseg.backbones.building import accepts, first_line
+from kerasseg.backbones.building import accepts
 from kerasseg.backbones.quantizing import with_simulated_int8
-from kerasseg.data import DATA_SETS, Bootstrapped, DataSet, open_data, read_boxes
+from kerasseg.data import DATA_SETS, Bootstrapped, Cached, DataSet, hide_cues, open_data, read_boxes, without_broken
+from kerasseg.data.class_counts import check_one_map
 from kerasseg.data.transforms import (
     ColorJitter,
     Flip,
@@ -22,7 +23,7 @@ from kerasseg.data.transforms import (
     ReflectionMargin,
     Resize,
 )
-from kerasseg.errors import KerassegError
+from kerasseg.errors import KerassegError, first_line
 from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
 from kerasseg.models.crf_rnn import with_crf_rnn
@@ -49,9 +50,6 @@ def build_network(recipe: Recipe, num_classes, *, initial_weights: bool = True) 
     model = call_builder(recipe.arch, num_classes, arguments)
     if recipe.crf_rnn:
         model = _with_crf_rnn(model, recipe.crf_rnn_arguments)
-    if len(model.inputs) != 1:
-        names = ", ".join(tensor.name for tensor in model.inputs)
-        raise KerassegError(f"{recipe.arch} with {arguments} has the inputs {names}: a recipe's data give one, an RGB image")
     return model
 
 
@@ -96,6 +94,7 @@ def call_builder(arch: str, num_classes: int | Mapping[str, int], arguments: Map
     if isinstance(num_classes, Mapping) and parameters["num_classes"].annotation is int:
         raise KerassegError(
             f"{arch} has one head, received classes for {', '.join(num_classes)}: pass one number, e.g. {max(num_classes.values())}"
+            f"; of data with several label maps --data-arguments head={next(iter(num_classes))} is one"
         )
     try:
         return builder(num_classes, **arguments)
@@ -106,27 +105,50 @@ def call_builder(arch: str, num_classes: int | Mapping[str, int], arguments: Map
         raise KerassegError(f"{arch} cannot be built with {shown}: {first_line(error)}") from error
 
 
-def open_recipe_data(recipe: Recipe, split: str | None) -> DataSet:
-    """Opens one part of a recipe's data set.
+def open_recipe_data(recipe: Recipe, split: str | None, notice: Callable[[str], None] | None = None) -> DataSet:
+    """Opens one part of a recipe's data set, its images as the recipe hides parts of them.
 
+    Args:
+        recipe: The recipe.
+        split: The part.
+        notice: Called with a line of how many images come from which, where the data are a union.
     Raises:
-        KerassegError: If the data set has no loader or its folder is missing or wrong.
+        KerassegError: If the data set has no loader, its folder is missing or wrong, or nothing can be hidden in it.
     """
-    if recipe.data not in DATA_SETS:
-        raise KerassegError(
-            f"data set '{recipe.data}' of recipe {recipe.name} has no loader: {did_you_mean(recipe.data, DATA_SETS)}"
-        )
-    return open_data(recipe.data, recipe.data_dir, split)
+    return _prepared(recipe, _opened(recipe, split, notice))
 
 
-def open_training_data(recipe: Recipe, report: Callable[[int, int], None] | None = None) -> DataSet:
+def _opened(recipe: Recipe, split: str | None, notice: Callable[[str], None] | None = None) -> DataSet:
+    for name in recipe.data.split("+"):
+        if name not in DATA_SETS:
+            raise KerassegError(f"data set '{name}' of recipe {recipe.name} has no loader: {did_you_mean(name, DATA_SETS)}")
+    data = open_data(recipe.data, recipe.data_dir, split, **recipe.data_arguments)
+    counts = getattr(data, "counts", None)
+    if counts and notice:
+        notice(f"{' + '.join(f'{name} {count}' for name, count in counts.items())} = {len(data)} images")
+    return data
+
+
+def _prepared(recipe: Recipe, data: DataSet) -> DataSet:
+    """What is kept is kept as it was decoded: runs that hide other parts share it."""
+    if recipe.cache:
+        data = Cached(data, recipe.cache)
+    return hide_cues(data, recipe.foreground, recipe.background)
+
+
+def open_training_data(
+    recipe: Recipe, report: Callable[[int, int], None] | None = None, notice: Callable[[str], None] | None = None
+) -> DataSet:
     """Opens what a recipe trains on: its split, with the images of its `bootstrap_classes` twice, or its `examples` cut out of it.
 
     Args:
         recipe: The recipe.
-        report: Called while the labels are searched for those classes or for objects, with the number read and of all.
+        report: Called while files are checked, or the labels are searched for those classes or for objects, with the number read
+            and of all.
+        notice: Called with each line that a person should see: where the images come from, and which are left out as broken.
     Raises:
-        KerassegError: As `open_recipe_data`, or if a class is unknown or nowhere to be found, or the boxes cannot be used.
+        KerassegError: As `open_recipe_data`, or if a class is unknown or nowhere to be found, the boxes cannot be used, or every
+            image is broken.
     """
     if recipe.examples not in EXAMPLES:
         raise KerassegError(f"examples='{recipe.examples}' of recipe {recipe.name}: {did_you_mean(recipe.examples, EXAMPLES)}")
@@ -135,7 +157,12 @@ def open_training_data(recipe: Recipe, report: Callable[[int, int], None] | None
         raise KerassegError(f"boxes='{recipe.boxes}' with examples='{recipe.examples}': boxes need --examples proposals")
     # Before anything is read of the images: a file that is missing shows at once.
     boxes = read_boxes(recipe.boxes) if recipe.boxes else None
-    data = open_recipe_data(recipe, recipe.split)
+    data = _opened(recipe, recipe.split, notice)
+    if recipe.examples != "images":
+        check_one_map(data)
+    if recipe.skip_broken:
+        data = _without_broken(data, report, notice)
+    data = _prepared(recipe, data)
     if recipe.bootstrap_classes:
         data = Bootstrapped(data, recipe.bootstrap_classes, report)
     if recipe.examples == "images":
@@ -145,6 +172,16 @@ def open_training_data(recipe: Recipe, report: Callable[[int, int], None] | None
     if recipe.examples == "objects":
         return crops.ObjectCrops(data, report=report)
     return crops.ProposalCrops(data, boxes, where=f"'{recipe.boxes}'", report=report)
+
+
+def _without_broken(data: DataSet, report, notice) -> DataSet:
+    """Leaves out what cannot be trained on, and says of each why."""
+    left, broken = without_broken(data, report)
+    if broken and notice:
+        for one in broken:
+            notice(f"left out '{one.id}': {one.reason}")
+        notice(f"{len(broken)} of {len(data)} images are broken and left out")
+    return left
 
 
 def images_per_pass(recipe: Recipe) -> int:
@@ -174,7 +211,7 @@ def padding_color(recipe: Recipe, data: DataSet) -> tuple[float, ...]:
         recipe: The recipe.
         data: Its data, whose mean counts where the network does not preprocess.
     Returns:
-        RGB, 0–255; zeros where the data are stored features.
+        One number a channel, of RGB 0–255; zeros where the data are stored features.
     """
     if not data.photographs:
         return data.mean
@@ -182,11 +219,22 @@ def padding_color(recipe: Recipe, data: DataSet) -> tuple[float, ...]:
     spec = recipe.arguments.get("preprocessing", defaults["preprocessing"])
     if spec == "backbone":
         spec = BACKBONES[recipe.backbone or defaults["backbone"]].preprocessing
-    if spec is None:
-        return data.mean
-    layer = Preprocessing.of(spec)
+    if data.inputs is None:
+        return _zero_color(spec, tuple(data.mean))
+    found, place = (), 0
+    for name, channels in data.inputs.items():
+        own = spec.get(name) if isinstance(spec, Mapping) else None
+        found, place = (*found, *_zero_color(own, tuple(data.mean[place : place + channels]))), place + channels
+    return found
+
+
+def _zero_color(spec, mean: tuple[float, ...]) -> tuple[float, ...]:
+    """The colour that some preprocessing turns to zero; `mean` where there is none, or it is of another number of channels."""
+    layer = None if spec is None else Preprocessing.of(spec)
+    if layer is None or len(layer.mean) != len(mean):
+        return mean
     # The layer's mean belongs to its output channels; output i is input order[i].
-    return tuple(layer.mean[layer.order.index(channel)] for channel in range(3))
+    return tuple(layer.mean[layer.order.index(channel)] for channel in range(len(mean)))
 
 
 def recipe_transforms(recipe: Recipe, fill) -> tuple:

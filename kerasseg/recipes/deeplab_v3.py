@@ -88,6 +88,7 @@ DEEPLAB_V3_COCO_VOC = DEEPLAB_V3_VOC.override(
             name="coco",
             changes={
                 "data": "coco_voc",
+                "data_arguments": {"minimum_region": 1000},
                 "split": "trainval_minus_minival",
                 "validation_split": None,
                 "validate_every": None,

@@ -213,6 +213,7 @@ DILATION8_CAMVID = _in_stages(
     arch="dilation8",
     arguments={"preprocessing": "dilation_camvid"},
     data="camvid",
+    data_arguments={"class_order": "dilation"},
     split="train",
     paper=f"{_PAPER}; fyu/dilation, dilation8_camvid",
 )

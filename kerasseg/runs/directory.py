@@ -50,11 +50,18 @@ class Run:
         """Whether a run was begun here."""
         return self.recipe_path.is_file()
 
-    def begin(self, recipe: Mapping[str, Any], labels: LabelTable) -> None:
-        """Writes the environment, names and colours of the classes, and last the recipe: before it is there, nothing was begun."""
+    def begin(self, recipe: Mapping[str, Any], labels: LabelTable, heads: Mapping[str, LabelTable] | None = None) -> None:
+        """Writes the environment, names and colours of the classes, and last the recipe: before it is there, nothing was begun.
+
+        Args:
+            recipe: JSON-ready values.
+            labels: The classes; of a network of several heads those of the first.
+            heads: Head → its classes, of such a network.
+        """
         sweep(self.path)
         write_json(self.path / "environment.json", environment())
-        write_json(self.labels_path, {"name": labels.name, "classes": labels.classes, "palette": labels.palette})
+        each = {"heads": {name: _table_json(table) for name, table in heads.items()}} if heads else {}
+        write_json(self.labels_path, {**_table_json(labels), **each})
         write_json(self.recipe_path, recipe)
 
     def update(self, recipe: Mapping[str, Any]) -> None:
@@ -62,17 +69,36 @@ class Run:
         write_json(self.recipe_path, recipe)
 
     def labels(self) -> LabelTable | None:
-        """Reads the classes that the run was trained on; `None` if the run does not say.
+        """Reads the classes that the run was trained on; `None` if the run does not say. Of several heads, the first's.
 
         Raises:
             KerassegError: If the file is damaged.
         """
+        return self._read_labels(_table)
+
+    def heads(self) -> dict[str, LabelTable] | None:
+        """Reads the classes of each head of the network that trains; `None` if it has one head.
+
+        Raises:
+            KerassegError: If the file is damaged.
+        """
+        return self._read_labels(lambda values: {name: _table(each) for name, each in values.get("heads", {}).items()} or None)
+
+    def num_classes(self) -> int | dict[str, int] | None:
+        """Counts the classes that the run was trained on, as a network's builder takes them; `None` if the run does not say.
+
+        Raises:
+            KerassegError: If the file is damaged.
+        """
+        labels, heads = self.labels(), self.heads()
+        return {name: table.num_classes for name, table in heads.items()} if heads else labels and labels.num_classes
+
+    def _read_labels(self, read: Callable):
         if not self.labels_path.is_file():
             return None
         try:
-            values = json.loads(self.labels_path.read_text())
-            return LabelTable(values["name"], tuple(values["classes"]), tuple(map(tuple, values["palette"])), ())
-        except (ValueError, TypeError, KeyError) as error:
+            return read(json.loads(self.labels_path.read_text()))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise KerassegError(
                 f"{self.labels_path} is damaged ({type(error).__name__}: {error}); name another run directory, or its "
                 "model.keras alone"
@@ -122,6 +148,14 @@ class Run:
         """Writes model.keras atomically by `save(path)`."""
         with atomic_path(self.model_path) as temporary:
             save(temporary)
+
+
+def _table_json(table: LabelTable) -> dict[str, Any]:
+    return {"name": table.name, "classes": table.classes, "palette": table.palette}
+
+
+def _table(values: Mapping[str, Any]) -> LabelTable:
+    return LabelTable(values["name"], tuple(values["classes"]), tuple(map(tuple, values["palette"])), ())
 
 
 def _record(line: str) -> dict[str, Any] | None:

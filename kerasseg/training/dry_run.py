@@ -47,7 +47,8 @@ class DryRun:
     Args:
         network: Name of the network.
         images: Training images.
-        classes: Their classes.
+        classes: Their classes, or head name → how many.
+        notices: Lines that a person should see about them.
         trainable: Parameters that train.
         frozen: Parameters that stay as they are, moving statistics among them.
         new_layers: Layers that would keep their own weights, where the run starts from others.
@@ -66,7 +67,8 @@ class DryRun:
 
     network: str
     images: int
-    classes: int
+    classes: int | dict[str, int]
+    notices: list[str]
     trainable: int
     frozen: int
     new_layers: list[str] | None
@@ -151,7 +153,8 @@ def dry_run(
         if run is not None and is_stored(recipe, run):
             check_stored(recipe, run, origin)
             photographs = recipe = recipe.on_features(feature_folder(run))
-    data, trainer = check_recipe(recipe, strategies=strategies, origin=origin)
+    notices: list[str] = []
+    data, trainer = check_recipe(recipe, strategies=strategies, origin=origin, notice=notices.append)
     if recipe.features:
         recipe = recipe.on_features("")
     new_layers = None
@@ -160,15 +163,15 @@ def dry_run(
     else:
         if recipe.weights:
             # Only to see that they are there and fit.
-            build_network(recipe, data.labels.num_classes)
+            build_network(recipe, data.num_classes)
         new_layers = start_from(trainer.model, sources) if sources else None
     validation = open_recipe_data(photographs, photographs.validation_split) if recipe.validate_every else None
     if not isinstance(data, SampleFeatures):
-        return _measure(recipe, trainer, data, validation, new_layers)
+        return dataclasses.replace(_measure(recipe, trainer, data, validation, new_layers), notices=notices)
     validation = validation and data.of(validation)
     storing = data.seconds * count_images(photographs)
     found = _measure(recipe, trainer, data, validation, new_layers)
-    return dataclasses.replace(found, storing=storing, total=found.total + storing)
+    return dataclasses.replace(found, storing=storing, total=found.total + storing, notices=notices)
 
 
 def _measure(recipe: Recipe, trainer: Trainer, data: DataSet, validation: DataSet | None, new_layers: list[str] | None) -> DryRun:
@@ -183,7 +186,8 @@ def _measure(recipe: Recipe, trainer: Trainer, data: DataSet, validation: DataSe
     return DryRun(
         network=trainer.model.name,
         images=len(data),
-        classes=data.labels.num_classes,
+        classes=data.num_classes,
+        notices=[],
         trainable=trainable,
         frozen=sum(map(_size, trainer.model.weights)) - trainable,
         new_layers=new_layers,
@@ -223,7 +227,7 @@ def _time_save(trainer: Trainer) -> tuple[float, int]:
 def _time_evaluation(recipe: Recipe, model: keras.Model, training: DataSet, data: DataSet) -> tuple[int, float]:
     """Images of a whole validation, and seconds of each."""
     if recipe.trains_another_form:
-        model = evaluation_network(recipe, model, training.labels.num_classes)
+        model = evaluation_network(recipe, model, training.num_classes)
     count = min(len(data), recipe.validation_images or len(data))
     # The first one compiles.
     validate(recipe, model, data, 1)

@@ -8,9 +8,11 @@ from pathlib import Path
 import keras
 
 from kerasseg.data import DataSet
+from kerasseg.data.class_counts import check_one_map
 from kerasseg.data.features import read_header
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation import load_model
+from kerasseg.evaluation.running import network_inputs
 from kerasseg.layers import Preprocessing
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import open_recipe_data
@@ -33,6 +35,9 @@ _OF_PHOTOGRAPHS = {
     "label_margin": 0,
     "label_offset": 0,
     "examples": "images",
+    "foreground": "keep",
+    "background": "keep",
+    "skip_broken": False,
 }
 
 
@@ -64,18 +69,23 @@ def check_feature_fields(recipe: Recipe) -> None:
     for name, off in _OF_PHOTOGRAPHS.items():
         # Features are stored at the image scale of their stage.
         if getattr(recipe, name) != off and not (name == "image_scale" and recipe.features):
+            option = name.replace("_", "-")
+            option = f"--no-{option}" if off is False else f"--{option} {'none' if off is None else off}"
             raise KerassegError(
                 f"{recipe.name} trains on stored features and has {name}={getattr(recipe, name)}, which is for photographs: pass "
-                f"--{name.replace('_', '-')} {'none' if off is None else off}, or set it so in this stage"
+                f"{option}, or set it so in this stage"
             )
 
 
 def check_channels(model: keras.Model, data: DataSet) -> None:
-    """Refuses data that a network does not take: photographs for maps, or the maps of another layer or network.
+    """Refuses data that a network does not take: photographs for maps, or the maps of another layer or network; other inputs.
 
     Raises:
         KerassegError: If that is so.
     """
+    if data.inputs is not None or len(model.inputs) > 1:
+        _check_inputs(model, data)
+        return
     expected = model.inputs[0].shape[-1]
     if data.photographs and expected in (data.channels, None):
         return
@@ -89,6 +99,17 @@ def check_channels(model: keras.Model, data: DataSet) -> None:
         raise KerassegError(
             f"stored features of another network: {model.name} takes {what}, received maps of {data.channels} channels; pass "
             "--arguments from_features=true to a network that offers it, or store the features of the layer that it continues"
+        )
+
+
+def _check_inputs(model: keras.Model, data: DataSet) -> None:
+    """In the order in which an array has them, too: evaluation cuts it by the network's."""
+    takes, given = [(tensor.name, tensor.shape[-1]) for tensor in network_inputs(model)], list((data.inputs or {}).items())
+    if takes != given:
+        shown = [", ".join(f"{name} ({channels} channels)" for name, channels in inputs) for inputs in (takes, given)]
+        raise KerassegError(
+            f"{model.name} takes the inputs {shown[0]}, data set '{data.labels.name}' gives {shown[1] or 'one image'}: pass "
+            "--arguments late_fusion with the names that the data have, as recipe fcn32s_nyud_color_hha, or other --data"
         )
 
 
@@ -193,6 +214,7 @@ def _extractor(recipe: Recipe, origin: Origin | None, data: DataSet) -> FeatureE
         raise KerassegError(
             f"{recipe.name} trains on features of layer '{recipe.features}': pass --init with the run or model whose layer it is"
         )
+    check_one_map(data)
     return FeatureExtractor(origin(data.labels.num_classes), recipe.features, recipe.pad_size, recipe.image_scale)
 
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kerasseg.data import DataSet, Example, each_label
+from kerasseg.data.class_counts import check_one_map
 from kerasseg.data.features import FeatureWriter, check_same
 from kerasseg.data.transforms import Resize
 from kerasseg.errors import KerassegError
@@ -243,6 +244,7 @@ class FeatureStore:
     def __init__(self, extractor: FeatureExtractor, data: DataSet, directory: str | Path, origin: str | None = None):
         if not data.photographs:
             raise KerassegError(f"data set '{data.labels.name}' holds features already: name the data set that they come from")
+        check_one_map(data)
         self._extractor, self._data, self._directory = extractor, data, Path(directory)
         self._header = {**extractor.header(data), "origin": origin}
         check_same(self._directory, self._header)

@@ -1,14 +1,17 @@
 """What a training run consists of, made from its recipe, and whether a recipe can be followed at all."""
 
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasseg.data import DataSet, Share, training_batches, unwrap_error
+from kerasseg.data.sampling import class_balance
 from kerasseg.data.transforms import static_size
 from kerasseg.errors import KerassegError, first_line
 from kerasseg.evaluation import load_model
@@ -51,16 +54,19 @@ _TOO_SMALL = re.compile(r"(expected height and width of at least [^\]]+)\]")
 # Images of which no side is smaller fit into every network there is.
 _DEEPEST = 128
 
+# Of data that are balanced by class: batches begin anew with each start, labels are read once.
+_BALANCES: "weakref.WeakKeyDictionary[DataSet, np.ndarray]" = weakref.WeakKeyDictionary()
+
 # Makes the strategy of a recipe: called once for all stages, because the workers of a cluster join once.
 StrategyMaker = Callable[..., tf.distribute.Strategy]
 
 
-def make_trainer(recipe: Recipe, num_classes: int, strategy: tf.distribute.Strategy, *, initial: bool) -> Trainer:
+def make_trainer(recipe: Recipe, num_classes, strategy: tf.distribute.Strategy, *, initial: bool) -> Trainer:
     """Builds network, optimizer and loss.
 
     Args:
         recipe: The recipe.
-        num_classes: Classes of its data.
+        num_classes: Number of classes of its data, or head name → number.
         strategy: Where to train.
         initial: Whether to load the recipe's first weights.
     Raises:
@@ -75,7 +81,7 @@ def make_trainer(recipe: Recipe, num_classes: int, strategy: tf.distribute.Strat
     if recipe.trains_another_form:
         # Now, and not when the trained network is to be kept.
         check_forms(model, build_network(recipe, num_classes, initial_weights=False))
-    shared = {"optimizer": optimizer, "loss": _make_loss(recipe), "loss_weights": recipe.loss_weights}
+    shared = {"optimizer": optimizer, "loss": _make_loss(recipe, num_classes), "loss_weights": recipe.loss_weights}
     if recipe.strategy == "parameter_server":
         workers = recipe.replicas or len(tf.config.list_logical_devices("GPU")) or 1
         return AsynchronousTrainer(model, **shared, workers=workers, clip_norm=recipe.clip_norm)
@@ -105,6 +111,23 @@ def recipe_strategy(recipe: Recipe, strategies: StrategyMaker = make_strategy) -
     return strategy
 
 
+def sampling_weights(recipe: Recipe, data: DataSet, report: Report = lambda record: None) -> np.ndarray | None:
+    """Finds how often each example is drawn, where a recipe balances classes; every label is read once for it.
+
+    Args:
+        recipe: The recipe.
+        data: What it trains on.
+        report: Called with `searched` and `of` while labels are read.
+    Raises:
+        KerassegError: If an example has no label, or none holds a class.
+    """
+    if recipe.sampling != "balanced":
+        return None
+    if data not in _BALANCES:
+        _BALANCES[data] = class_balance(data, lambda done, total: report({"searched": done, "of": total}))
+    return _BALANCES[data]
+
+
 def feed(recipe: Recipe, data: DataSet, start: int, share: Share) -> tf.data.Dataset:
     """Gives a recipe's training batches, as `Trainer.train` asks for them."""
     fill = padding_color(recipe, data)
@@ -115,13 +138,19 @@ def feed(recipe: Recipe, data: DataSet, start: int, share: Share) -> tf.data.Dat
         fill=fill,
         seed=recipe.seed,
         sampling=recipe.sampling,
+        weights=sampling_weights(recipe, data),
         start=start,
         share=share,
     )
 
 
 def check_recipe(
-    recipe: Recipe, *, strategies: StrategyMaker = make_strategy, origin: Origin | None = None, report: Report = lambda record: None
+    recipe: Recipe,
+    *,
+    strategies: StrategyMaker = make_strategy,
+    origin: Origin | None = None,
+    report: Report = lambda record: None,
+    notice: Callable[[str], None] | None = None,
 ) -> tuple[DataSet, Trainer]:
     """Makes everything that a recipe names and trains nothing.
 
@@ -129,7 +158,8 @@ def check_recipe(
         recipe: The recipe, without stages.
         strategies: What makes the strategy.
         origin: Gives the network whose features it trains on, trained or not.
-        report: Called with `searched` and `of` while labels are searched.
+        report: Called with `searched` and `of` while files are checked and labels are searched.
+        notice: Called with each line that a person should see about the data.
     Returns:
         Its training data, the first batch decoded, and what would train its network. Of features that would be stored, those of
         the first image stand for all.
@@ -140,12 +170,13 @@ def check_recipe(
     strategy = recipe_strategy(recipe, strategies)
     if recipe.validate_every or (recipe.features and recipe.validation_split):
         open_recipe_data(recipe, recipe.validation_split)
-    data = open_training_data(recipe, lambda done, total: report({"searched": done, "of": total}))
+    data = open_training_data(recipe, lambda done, total: report({"searched": done, "of": total}), notice)
+    sampling_weights(recipe, data, report)
     if recipe.features:
         data, recipe = sample_features(recipe, origin, data), recipe.on_features("")
     with one_line_errors():
         next(iter(feed(recipe, data, 0, Share())))
-    trainer = make_trainer(recipe, data.labels.num_classes, strategy, initial=False)
+    trainer = make_trainer(recipe, data.num_classes, strategy, initial=False)
     check_channels(trainer.model, data)
     return data, trainer
 
@@ -192,7 +223,8 @@ def check_fits(recipe: Recipe, model: keras.Model) -> None:
     if size is None or min(size) >= _DEEPEST:
         return
     try:
-        model.compute_output_shape((1, *size, model.inputs[0].shape[-1]))
+        shapes = {tensor.name: (1, *size, tensor.shape[-1]) for tensor in model.inputs}
+        model.compute_output_shape(shapes if len(shapes) > 1 else next(iter(shapes.values())))
     except ValueError as error:
         reason, crop = first_line(error).rstrip("."), "x".join(map(str, size))
         raise KerassegError(f"{model.name} cannot take images of {crop} pixels: {reason}; pass a larger --crop-size") from error
@@ -295,9 +327,14 @@ def _precision(recipe: Recipe):
         keras.config.set_dtype_policy(before)
 
 
-def _make_loss(recipe: Recipe):
+def _make_loss(recipe: Recipe, num_classes):
     if recipe.loss not in LOSSES:
         raise KerassegError(f"loss='{recipe.loss}': {did_you_mean(recipe.loss, LOSSES)}")
+    if recipe.class_weights is not None and isinstance(num_classes, Mapping):
+        raise KerassegError(
+            f"class_weights has {len(recipe.class_weights)} numbers, the heads {', '.join(num_classes)} have classes of their own: "
+            "pass --class-weights none, or train one head, --data-arguments head=NAME"
+        )
     arguments = {
         "normalization": recipe.loss_normalization,
         "class_weights": recipe.class_weights,

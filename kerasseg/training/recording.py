@@ -13,8 +13,8 @@ import tensorflow as tf
 from kerasseg.data import DataSet, Example
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation import Inference, evaluate, predict, side_by_side
+from kerasseg.evaluation.evaluator import scored_head
 from kerasseg.evaluation.loading import copy_weights, evaluation_network
-from kerasseg.labels import LabelTable
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network
 from kerasseg.runs import Run, atomic_path
@@ -45,13 +45,13 @@ class Recorder:
         recipe: What is trained.
         run: Where it is recorded.
         trainer: What trains.
-        labels: Classes of the data.
+        data: What it trains on.
         validation: Data to validate on, or `None`.
         report: Called with each record.
     """
 
-    def __init__(self, recipe: Recipe, run: Run, trainer: Trainer, labels: LabelTable, validation: DataSet | None, report: Report):
-        self._recipe, self._run, self._trainer, self._labels = recipe, run, trainer, labels
+    def __init__(self, recipe: Recipe, run: Run, trainer: Trainer, data: DataSet, validation: DataSet | None, report: Report):
+        self._recipe, self._run, self._trainer, self._data = recipe, run, trainer, data
         self._validation, self._report = validation, report
         self._checkpoints = run.checkpoints(recipe.keep_checkpoints)
         self._start = trainer.step
@@ -82,7 +82,7 @@ class Recorder:
         # As it was before the first step: one that is killed before the next checkpoint trains and records all steps again.
         self._save(self._start, self._first_state)
         self._first_state = None
-        self._run.begin(self._recipe.to_json(), self._labels)
+        self._run.begin(self._recipe.to_json(), self._data.labels, self._data.heads)
 
     def resume(self) -> None:
         """Brings the run directory to where the trainer stood when the recorder was made."""
@@ -123,7 +123,7 @@ class Recorder:
             return self._trainer.model
         if self._other_form is None:
             # Built once, because it is traced anew each time.
-            self._other_form = build_network(self._recipe, self._labels.num_classes, initial_weights=False)
+            self._other_form = build_network(self._recipe, self._data.num_classes, initial_weights=False)
         copy_weights(self._trainer.model, self._other_form)
         return self._other_form
 
@@ -167,7 +167,7 @@ class Recorder:
         model, recipe = self._trainer.model, self._recipe
         if recipe.trains_another_form or recipe.precision != "float32" or self._trainer.strategy.num_replicas_in_sync > 1:
             # What is kept is the plain network: no mirrored variables, no layer that computes in bfloat16.
-            model = evaluation_network(recipe, model, self._labels.num_classes)
+            model = evaluation_network(recipe, model, self._data.num_classes)
         self._run.save_model(model.save)
         return model
 
@@ -188,8 +188,8 @@ def validate(recipe: Recipe, model, data: DataSet, limit: int | None) -> dict[st
 
 
 def _pictures(recipe: Recipe, model, data: DataSet) -> np.ndarray:
-    """A few validation images beside truth and prediction, `(1, H, W, 3)` uint8."""
-    count = min(_PICTURES, len(data))
+    """A few validation images beside truth and prediction, `(1, H, W, 3)` uint8; of several heads those that are scored."""
+    data, count = scored_head(data, model), min(_PICTURES, len(data))
     shown = [data[index * len(data) // count] for index in range(count)]
     pairs = [_small(example, predict(model, example.image, scales=(recipe.image_scale,))) for example in shown]
     return np.asarray(side_by_side(*zip(*pairs, strict=True), data.labels))[np.newaxis]
@@ -204,5 +204,6 @@ def _small(example: Example, prediction: np.ndarray) -> tuple[Example, np.ndarra
         return np.asarray(PIL.Image.fromarray(values).resize(size, how))
 
     label = None if example.label is None else resized(example.label, PIL.Image.Resampling.NEAREST)
-    image = resized(example.image, PIL.Image.Resampling.BILINEAR)
+    # Whatever is behind the colours, such as depth, cannot be shown.
+    image = resized(np.clip(np.rint(example.image[..., :3]), 0, 255).astype(np.uint8), PIL.Image.Resampling.BILINEAR)
     return dataclasses.replace(example, image=image, label=label), resized(prediction, PIL.Image.Resampling.NEAREST)

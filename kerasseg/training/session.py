@@ -25,6 +25,7 @@ from kerasseg.training.parts import (
     make_trainer,
     one_line_errors,
     recipe_strategy,
+    sampling_weights,
     start_from,
 )
 from kerasseg.training.preemption import Preemption
@@ -75,12 +76,15 @@ def train_run(
         used = recipe
         if recipe.features:
             used, sources = _on_stored(recipe, run, sources, strategies, preemption, workers, report if chief else None), None
-        data = open_training_data(used, lambda done, total: report({"searched": done, "of": total}))
+        data = open_training_data(
+            used, lambda done, total: report({"searched": done, "of": total}), lambda line: report({"notice": line})
+        )
+        sampling_weights(used, data, report)
         validation = open_recipe_data(used, used.validation_split) if used.validate_every else None
-        trainer = make_trainer(used, data.labels.num_classes, strategy, initial=not resumed)
+        trainer = make_trainer(used, data.num_classes, strategy, initial=not resumed)
         check_channels(trainer.model, data)
         _start(recipe, run, trainer, sources, workers, report)
-        recorder = Recorder(recipe, run, trainer, data.labels, validation, report) if chief else None
+        recorder = Recorder(recipe, run, trainer, data, validation, report) if chief else None
         # Closed in any case: the data set's threads shall end now, and not when Python is half gone.
         steps = trainer.train(partial(feed, used, data), recipe.iterations, _stops(recipe))
         with closing(steps), recorder or nullcontext(), _way_back(run), one_line_errors():

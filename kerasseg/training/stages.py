@@ -8,9 +8,9 @@ from pathlib import Path
 
 import keras
 
+from kerasseg.data import DataSet
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation import load_model
-from kerasseg.labels import LabelTable
 from kerasseg.recipes import Recipe
 from kerasseg.recipes.building import build_network, open_recipe_data
 from kerasseg.runs import Preempted, Run
@@ -80,7 +80,7 @@ def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies,
     strategy = recipe_strategy(recipe.final(), strategies)
     workers, chief = Workers(strategy), is_chief(strategy)
     workers.check_same(len(unfinished), run.path)
-    labels = _check_stages(recipe, places, due, strategies, {names[0]: init}, report if chief else lambda record: None)
+    data = _check_stages(recipe, places, due, strategies, {names[0]: init}, report if chief else lambda record: None)
     model, last = None, places[recipe.stages[-1].name]
     with Preemption() as preemption:
         for name in names:
@@ -94,7 +94,7 @@ def _train_stages(recipe: Recipe, run: Run, stage: str | None, init, strategies,
                 sources=sources_of_init(init) if init and name == names[0] else _of_predecessors(recipe, places, name),
                 strategies=strategies,
                 preemption=preemption,
-                on_begin=partial(_begin, recipe, run, labels, places[name] is last),
+                on_begin=partial(_begin, recipe, run, data, places[name] is last),
                 report=report,
             )
             if chief and name in unfinished:
@@ -146,8 +146,8 @@ def check_predecessors(recipe: Recipe, places: Mapping[str, Run], stage: str) ->
 
 def _check_stages(
     recipe: Recipe, places: Mapping[str, Run], names: Iterable[str], strategies: StrategyMaker, init, report: Report
-) -> LabelTable:
-    """Finds what is wrong with any stage before the first is trained, and what the classes of the last one are."""
+) -> DataSet:
+    """Finds what is wrong with any stage before the first is trained, and what the last one trains on."""
     for name in names:
         if places[name].exists:
             check_resumption(recipe.stage(name), places[name])
@@ -155,16 +155,16 @@ def _check_stages(
         check_recipe(recipe.stage(name), strategies=strategies, origin=origin, report=report)
         # Models are cycles: without this they would lie in memory together.
         gc.collect()
-    return open_recipe_data(recipe.final(), recipe.final().split).labels
+    return open_recipe_data(recipe.final(), recipe.final().split)
 
 
-def _begin(recipe: Recipe, run: Run, labels: LabelTable, last: bool) -> None:
+def _begin(recipe: Recipe, run: Run, data: DataSet, last: bool) -> None:
     """Begins the run as a whole, or records what changed, when one of its stages has done a step."""
     if last:
         # Until the last stage is finished again, its checkpoints are what counts.
         run.model_path.unlink(missing_ok=True)
     if not run.exists:
-        run.begin(recipe.to_json(), labels)
+        run.begin(recipe.to_json(), data.labels, data.heads)
     elif run.recipe() != recipe.to_json():
         run.update(recipe.to_json())
 

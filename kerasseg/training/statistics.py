@@ -33,6 +33,9 @@ def recompute_statistics(
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     if not norms:
         raise KerassegError(f"{model.name} has no batch normalization: there are no statistics to recompute")
+    if len(model.inputs) > 1:
+        names = ", ".join(tensor.name for tensor in model.inputs)
+        raise KerassegError(f"{model.name} has the inputs {names}: statistics are recomputed of networks of one image")
     if passes < 1:
         raise KerassegError(f"recompute_statistics received passes={passes}: expected 1 or more, e.g. 501")
     statistics = [weight for norm in norms for weight in (norm.moving_mean, norm.moving_variance)]

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from kerasseg.cli.analyze.common import add_kind, parse_counts
+from kerasseg.cli.opening import add_data_arguments
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import start_tensorflow
 from kerasseg.cli.values import check_json
@@ -18,6 +19,7 @@ def add(kinds) -> None:
     made = add_kind(kinds, NAME, "upper bounds of mean IoU by downsampling factor (FCN, section 6.3)")
     made.add_argument("--data", default=None, help="data set (default: a folder of masks, with lists of their names)")
     made.add_argument("--data-dir", default=None, metavar="FOLDER", help="its folder; photographs need not be there")
+    add_data_arguments(made)
     made.add_argument("--split", default="val", help="part of the data set, such as seg11valid of a folder of masks")
     made.add_argument("--factors", default="128,64,32,16,8,4", help="image pixels per cell along a side")
     made.add_argument("--all-protocols", action="store_true", help="every way of shrinking and enlarging, the chosen last")
@@ -36,9 +38,11 @@ def run(options) -> None:
         raise KerassegError(f"--limit {options.limit}: expected at least 1 label map")
     check_json(options.json, "bounds.json")
     start_tensorflow()
+    from kerasseg.data.class_counts import check_one_map
     from kerasseg.evaluation.analysis.bounds import PROTOCOLS, upper_bounds
 
     data = _open_data(options)
+    check_one_map(data)
     background, default, note = _default(data.labels)
     others = [protocol for protocol in PROTOCOLS if protocol != default] if options.all_protocols else []
     total = min(len(data), options.limit or len(data))
@@ -63,7 +67,7 @@ def _open_data(options):
     from kerasseg.evaluation.analysis.bounds import mask_folder
 
     if options.data is not None:
-        return open_data(options.data, options.data_dir, options.split)
+        return open_data(options.data, options.data_dir, options.split, **dict(options.data_arguments))
     return mask_folder(options.data_dir, options.split)
 
 

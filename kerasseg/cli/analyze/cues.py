@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kerasseg.cli.analyze.common import add_kind
 from kerasseg.cli.inference import add_inference_options, check_inference_options, check_out, chosen_inference
-from kerasseg.cli.opening import chosen_data, open_run_or_model
+from kerasseg.cli.opening import add_data_options, chosen_data, open_chosen, open_run_or_model
 from kerasseg.cli.progress import Progress
 from kerasseg.errors import KerassegError
 
@@ -15,9 +15,7 @@ def add(kinds) -> None:
     """Adds the parser of this kind."""
     made = add_kind(kinds, NAME, "scores with foreground, background or both hidden (FCN, Table 8 and Figure 7)")
     made.add_argument("model", metavar="RUN_OR_MODEL", help="run directory or .keras file")
-    made.add_argument("--data", default=None, help="data set (default: the run's)")
-    made.add_argument("--data-dir", default=None, help="folder of the data set (default: the run's)")
-    made.add_argument("--split", default=None, help="part of the data set (default: the run's validation split, or val)")
+    add_data_options(made)
     made.add_argument("--background", default=None, metavar="CLASS,…", help="classes that are background (default: the first)")
     made.add_argument("--limit", type=int, default=None, help="only the first so many images")
     made.add_argument("--out", default=None, help=f"folder for {NAME}-ID.png (default: no pictures)")
@@ -36,12 +34,13 @@ def run(options) -> None:
     if options.out:
         check_out(options.out)
     opened = open_run_or_model(options.model, options.output_stride)
-    from kerasseg.data import open_data
     from kerasseg.evaluation.analysis.cues import CONDITIONS, background_names, cue_scores
+    from kerasseg.evaluation.evaluator import scored_head
 
-    name, data_dir, same = chosen_data(opened, options)
+    _, _, same = chosen_data(opened, options)
     split = options.split or (opened.recipe.validation_split if same else None) or "val"
-    data = open_data(name, data_dir, split)
+    # As they are, whatever the run itself was trained on: each way of hiding is one of the rows.
+    data = scored_head(open_chosen(opened, options, split, as_seen=False), opened.model, options.output)
     names = background_names(data, names)
     inference = chosen_inference(opened, options)
     total = min(len(data), options.limit or len(data))

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from kerasseg.data.layouts.shared import files_in
 from kerasseg.data.paths import check_folder
 from kerasseg.data.records import FileDataSet, Record
 from kerasseg.errors import KerassegError
@@ -42,6 +43,8 @@ class Folder(FileDataSet):
         >>> data = Folder("my_photos", "val")  # doctest: +SKIP
     """
 
+    grows = True
+
     def __init__(self, data_dir=None, split: str = "train"):
         root = check_folder(data_dir, "folder", "images/, masks/, classes.txt")
         for name in ("images", "masks", "classes.txt"):
@@ -51,6 +54,30 @@ class Folder(FileDataSet):
         if not records:
             raise KerassegError(f"split '{split}' of {root} is empty: add images, or put their names into {root / f'{split}.txt'}")
         super().__init__(read_classes(root / "classes.txt"), records)
+
+    @classmethod
+    def splits_of(cls, data_dir, **options) -> tuple[str, ...]:
+        """Names the lists, or the subfolders; see `DataSet`."""
+        root = check_folder(data_dir, "folder", "images/, masks/, classes.txt")
+        subfolders = _subfolders(root / "images") if (root / "images").is_dir() else []
+        return in_usual_order(_lists(root) or subfolders) or ("train", "val")
+
+
+def in_usual_order(splits: Iterable[str]) -> tuple[str, ...]:
+    """Sorts names of splits: those that everybody uses first, in their order, then the others by name."""
+    usual = ("train", "val", "trainval", "test")
+    return tuple(sorted(set(splits), key=lambda name: (usual.index(name) if name in usual else len(usual), name)))
+
+
+def is_for_validation(name: str) -> bool:
+    """Tells to which split an example belongs where nothing says it: about one in five is for validation.
+
+    Args:
+        name: Of the example.
+    Returns:
+        Whether it is for validation; always the same of a name, whatever others there are.
+    """
+    return zlib.crc32(name.encode()) % 5 == 0
 
 
 def read_classes(path: Path) -> LabelTable:
@@ -106,12 +133,12 @@ def _text(path: Path) -> str:
 
 def _records(root: Path, split: str) -> list[Record]:
     images, masks = root / "images", root / "masks"
-    lists = sorted(path.stem for path in root.glob("*.txt") if path.name != "classes.txt")
+    lists = _lists(root)
     if split in lists:
         return _listed(root, split)
     if {"train", "val"} & set(lists):
         raise KerassegError(f"{root} has no {split}.txt: {did_you_mean(split, lists)}")
-    subfolders = sorted(path.name for path in images.iterdir() if path.is_dir())
+    subfolders = _subfolders(images)
     if subfolders:
         if split not in subfolders:
             raise KerassegError(f"{images} has no subfolder '{split}': {did_you_mean(split, subfolders)}")
@@ -119,7 +146,15 @@ def _records(root: Path, split: str) -> list[Record]:
     if split not in ("train", "val"):
         raise KerassegError(f"{root} has no split '{split}': without lists or subfolders there are 'train' and 'val'")
     records = pair_files(images, masks)
-    return [record for record in records if (zlib.crc32(record.id.encode()) % 5 == 0) == (split == "val")]
+    return [record for record in records if is_for_validation(record.id) == (split == "val")]
+
+
+def _lists(root: Path) -> list[str]:
+    return [path.stem for path in files_in(root, (".txt",)) if path.suffix == ".txt" and path.name != "classes.txt"]
+
+
+def _subfolders(images: Path) -> list[str]:
+    return sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -129,13 +164,12 @@ def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
             f"there is no folder {folder}: expected the files {', '.join('*' + suffix for suffix in suffixes)} in it"
         )
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if path.stem in found:
-                raise KerassegError(
-                    f"{found[path.stem]} and {path} have one name: expected one file for each name, rename or remove one"
-                )
-            found[path.stem] = path
+    for path in files_in(folder, suffixes):
+        if path.stem in found:
+            raise KerassegError(
+                f"{found[path.stem]} and {path} have one name: expected one file for each name, rename or remove one"
+            )
+        found[path.stem] = path
     return found
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from kerasseg.data import MaskCues
+from kerasseg.data.transforms.cues import MaskCues, MaskedData
 from kerasseg.errors import KerassegError
 from kerasseg.evaluation.analysis.pictures import picture_grid, picture_of
 from kerasseg.evaluation.evaluator import Evaluation, evaluate, excluded_classes
@@ -20,30 +20,6 @@ _TITLES = {
     ("mask", "keep"): "background alone",
     ("mask", "mask"): "shape",
 }
-
-
-class MaskedData:
-    """A data set whose images have their foreground or background hidden.
-
-    Args:
-        data: A data set with labels, one map an image.
-        cues: What is hidden.
-    """
-
-    def __init__(self, data, cues: MaskCues):
-        self.data, self.cues = data, cues
-        self.labels, self.photographs = data.labels, getattr(data, "photographs", True)
-        self.ids = getattr(data, "ids", ())
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int):
-        """Reads one example, its image masked by its label; one without a label stays, for whoever scores it to refuse."""
-        example = self.data[index]
-        if example.label is None or example.label.shape != example.image.shape[:2]:
-            return example
-        return dataclasses.replace(example, image=self.cues(example.image, example.label, None)[0])
 
 
 class CueScore(NamedTuple):
@@ -129,8 +105,9 @@ def background_names(data, names: Sequence[str] | None = None) -> tuple[str, ...
     Raises:
         KerassegError: If one is unknown, or all classes are background, or there are several label maps.
     """
-    if not hasattr(data.labels, "classes"):
-        raise KerassegError(f"the data have several label maps ({', '.join(data.labels)}): expected one")
+    several = getattr(data, "heads", None) or ({} if hasattr(data.labels, "classes") else data.labels)
+    if several:
+        raise KerassegError(f"the data have several label maps ({', '.join(several)}): expected one")
     return excluded_classes(data.labels, data.labels.classes[:1] if names is None else names)
 
 

@@ -1,20 +1,23 @@
 """Random and fixed changes of an image and its label map, always of both at once.
 
 Each is a frozen dataclass called as `(image, label, rng) -> (image, label)`; all chance comes from the generator that is passed
-in. Images are `(H, W, 3)`, uint8 or float32 RGB 0–255; labels `(H, W)`, int32, 255 = ignore. Labels are only ever moved, never
-mixed. Uncovered pixels are the mean and 255, and the image then turns float32, since the mean is no whole number.
+in. Images are `(H, W, C)`, uint8 or float32, as a rule RGB 0–255; labels `(H, W)`, or `(H, W, heads)` of several maps, int32,
+255 = ignore. Labels are only ever moved, never mixed. Uncovered pixels are the mean and 255, and the image then turns float32,
+since the mean is no whole number.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from PIL import Image
 
 from kerasseg.data.records import DEFAULT_MEAN
+from kerasseg.data.transforms.cropping import ScaledCrop
+from kerasseg.data.transforms.resizing import check_shapes, placed, resized_image, resized_label
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE
 
-Mean = tuple[float, float, float]
+Mean = tuple[float, ...]
 
 
 def _check_size(owner: str, size) -> None:
@@ -22,51 +25,30 @@ def _check_size(owner: str, size) -> None:
         raise KerassegError(f"{owner} received size {size}: expected (height, width) in pixels, e.g. size=(321, 321)")
 
 
-def _place(image: np.ndarray, label: np.ndarray, size, top: int, left: int, mean: Mean):
-    """Lays an image on a canvas of the mean, its corner at (top, left), which may lie outside."""
-    canvas = np.empty((*size, image.shape[2]), np.float32)
-    canvas[:] = mean
-    blank = np.full(size, IGNORE, np.int32)
-    height, width = label.shape
-    rows, columns = slice(max(top, 0), max(min(top + height, size[0]), 0)), slice(max(left, 0), max(min(left + width, size[1]), 0))
-    source_rows, source_columns = (slice(s.start - o, max(s.stop - o, 0)) for s, o in ((rows, top), (columns, left)))
-    canvas[rows, columns] = image[source_rows, source_columns]
-    blank[rows, columns] = label[source_rows, source_columns]
-    return canvas, blank
-
-
 def pad_to(image: np.ndarray, label: np.ndarray, size: tuple[int, int], mean: Mean = DEFAULT_MEAN):
     """Pads bottom and right, never crops.
 
     Args:
-        image: Shape `(H, W, 3)`, RGB 0–255.
-        label: Shape `(H, W)`, int32.
+        image: Shape `(H, W, C)`, as a rule RGB 0–255.
+        label: Shape `(H, W)` or `(H, W, heads)`, int32.
         size: `(height, width)` in pixels that the result has at least.
-        mean: RGB, 0–255, of the new pixels.
+        mean: Of the new pixels, one value for each channel.
     Returns:
         The pair at `(max(H, height), max(W, width))`; float32 image where padded, else both untouched.
     """
-    height, width = (max(have, want) for have, want in zip(label.shape, size, strict=True))
-    if (height, width) == label.shape:
+    height, width = (max(have, want) for have, want in zip(label.shape[:2], size, strict=True))
+    if (height, width) == label.shape[:2]:
         return image, label
-    return _place(image, label, (height, width), 0, 0, mean)
+    return placed(image, label, (height, width), 0, 0, mean)
 
 
 def _resized(image: np.ndarray, label: np.ndarray, size: tuple[int, int]):
-    if size == label.shape:
-        return image, label
-    extent = (size[1], size[0])
-    if image.dtype == np.uint8:
-        image = np.array(Image.fromarray(image).resize(extent, Image.Resampling.BILINEAR))
-    else:
-        channels = [Image.fromarray(image[..., c].astype(np.float32)).resize(extent, Image.Resampling.BILINEAR) for c in range(3)]
-        image = np.stack([np.asarray(channel) for channel in channels], axis=-1)
-    return image, np.array(Image.fromarray(label.astype(np.int32)).resize(extent, Image.Resampling.NEAREST))
+    return resized_image(image, size), resized_label(label, size)
 
 
 def _scaled_size(label: np.ndarray, scale: float) -> tuple[int, int]:
     # Truncated, as the authors' loaders do.
-    return tuple(max(1, int(side * scale)) for side in label.shape)
+    return tuple(max(1, int(side * scale)) for side in label.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -85,9 +67,11 @@ class Flip:
 
     def __call__(self, image, label, rng):
         """Returns the pair, mirrored or as it was."""
-        if rng.random() < self.probability:
-            return image[:, ::-1], label[:, ::-1]
-        return image, label
+        return (image[:, ::-1], label[:, ::-1]) if self.draw(rng) else (image, label)
+
+    def draw(self, rng) -> bool:
+        """Draws whether to mirror."""
+        return bool(rng.random() < self.probability)
 
 
 @dataclass(frozen=True)
@@ -120,11 +104,14 @@ class RandomScale:
         count = int(round((self.maximum - self.minimum) / self.step, 6)) + 1
         return tuple(round(self.minimum + k * self.step, 9) for k in range(count))
 
+    def new_size(self, label, rng) -> tuple[int, int]:
+        """Draws the size."""
+        scales = self.scales()
+        return _scaled_size(label, rng.uniform(self.minimum, self.maximum) if scales is None else scales[rng.integers(len(scales))])
+
     def __call__(self, image, label, rng):
         """Returns the pair at its new size."""
-        scales = self.scales()
-        scale = rng.uniform(self.minimum, self.maximum) if scales is None else scales[rng.integers(len(scales))]
-        return _resized(image, label, _scaled_size(label, scale))
+        return _resized(image, label, self.new_size(label, rng))
 
 
 @dataclass(frozen=True)
@@ -145,14 +132,20 @@ class Resize:
         if self.size is not None:
             _check_size("Resize", self.size)
 
+    def new_size(self, label, rng) -> tuple[int, int]:
+        """Tells the size; there is no chance in it."""
+        return tuple(self.size) if self.size is not None else _scaled_size(label, self.scale)
+
     def __call__(self, image, label, rng):
         """Returns the pair at its new size."""
-        return _resized(image, label, tuple(self.size) if self.size is not None else _scaled_size(label, self.scale))
+        return _resized(image, label, self.new_size(label, rng))
 
 
 @dataclass(frozen=True)
 class ColorJitter:
     """Changes brightness, contrast and saturation, each by a random factor, in this order; the label stays.
+
+    Of an image of more than three channels the first three are the photograph, and the others stay.
 
     Args:
         strength: The factors are drawn between 1 − strength and 1 + strength; 0 to 1. The image turns float32, within 0–255.
@@ -166,12 +159,17 @@ class ColorJitter:
 
     def __call__(self, image, label, rng):
         """Returns the pair, its image recoloured."""
+        if image.shape[2] < 3:
+            raise KerassegError(
+                f"ColorJitter received an image of {image.shape[2]} channels: expected RGB in the first three; leave it out"
+            )
         brightness, contrast, saturation = rng.uniform(1 - self.strength, 1 + self.strength, 3).astype(np.float32)
-        image = image.astype(np.float32) * brightness
-        image = image.mean() + contrast * (image - image.mean())
+        colors, rest = image[..., :3].astype(np.float32) * brightness, image[..., 3:]
+        colors = colors.mean() + contrast * (colors - colors.mean())
         # Luma of ITU-R BT.601.
-        grey = image @ np.array([[0.299], [0.587], [0.114]], np.float32)
-        return np.clip(grey + saturation * (image - grey), 0, 255), label
+        grey = colors @ np.array([[0.299], [0.587], [0.114]], np.float32)
+        colors = np.clip(grey + saturation * (colors - grey), 0, 255)
+        return (np.concatenate([colors, rest.astype(np.float32)], axis=-1) if rest.shape[2] else colors), label
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ class Jitter:
         top, left = (int(offset) for offset in rng.integers(-self.pixels, self.pixels, size=2, endpoint=True))
         if top == left == 0:
             return image, label
-        return _place(image, label, label.shape, top, left, self.mean)
+        return placed(image, label, label.shape[:2], top, left, self.mean)
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,14 @@ class RandomCrop:
 
     def __call__(self, image, label, rng):
         """Returns the pair at `size`."""
+        top, left = self.corner(label.shape[:2], rng)
         image, label = pad_to(image, label, self.size, self.mean)
-        top, left = (int(rng.integers(have - want + 1)) for have, want in zip(label.shape, self.size, strict=True))
         window = slice(top, top + self.size[0]), slice(left, left + self.size[1])
         return image[window], label[window]
+
+    def corner(self, size, rng) -> tuple[int, int]:
+        """Draws where the window begins in an image of a size."""
+        return tuple(int(rng.integers(max(have, want) - want + 1)) for have, want in zip(size, self.size, strict=True))
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class PadTo:
 
     def __call__(self, image, label, rng):
         """Returns the padded pair."""
-        height, width = label.shape
+        height, width = label.shape[:2]
         if height > self.size[0] or width > self.size[1]:
             raise KerassegError(
                 f"an image of {height}x{width} pixels does not fit into pad_size {self.size[0]}x{self.size[1]}: "
@@ -271,7 +273,7 @@ class ReflectionMargin:
         """Returns the pair, larger by twice the margin."""
         around = (self.pixels, self.pixels)
         image = np.pad(image, (around, around, (0, 0)), mode="reflect")
-        return image, np.pad(label, (around, around), constant_values=IGNORE)
+        return image, np.pad(label, (around, around, (0, 0))[: label.ndim], constant_values=IGNORE)
 
 
 @dataclass(frozen=True)
@@ -301,15 +303,18 @@ class LossSampling:
 
     def __call__(self, image, label, rng):
         """Returns the pair, parts of its label 255."""
-        height, width = label.shape
+        height, width = label.shape[:2]
         cells = rng.random((-(-height // self.cell), -(-width // self.cell))) < self.probability
         kept = cells[np.arange(height)[:, None] // self.cell, np.arange(width) // self.cell]
-        return image, np.where(kept, label, np.int32(IGNORE))
+        return image, np.where(kept if label.ndim == 2 else kept[..., np.newaxis], label, np.int32(IGNORE))
 
 
 @dataclass(frozen=True)
 class Compose:
     """Several transforms, one after the other.
+
+    Scaling that a crop follows at once is computed for the pixels of the crop alone; draws and places are the same, and bytes but
+    for a last bit here and there.
 
     Args:
         transforms: In the order in which they are applied.
@@ -317,11 +322,42 @@ class Compose:
 
     transforms: tuple
 
+    @cached_property
+    def _steps(self) -> tuple:
+        steps = []
+        for transform in _flat(self.transforms):
+            if type(transform) is RandomCrop:
+                scale = steps.pop() if steps and type(steps[-1]) in (RandomScale, Resize) else None
+                transform = ScaledCrop(scale, transform, None)
+            elif type(transform) is Flip and steps and type(steps[-1]) is ScaledCrop and steps[-1].flip is None:
+                transform = replace(steps.pop(), flip=transform)
+            steps.append(transform)
+        return tuple(steps)
+
     def __call__(self, image, label, rng):
         """Returns the pair after the last transform."""
-        for transform in self.transforms:
+        for transform in self._steps:
             image, label = transform(image, label, rng)
         return image, label
+
+    def write(self, image, label, rng, canvas: np.ndarray, blank: np.ndarray) -> None:
+        """Writes the pair after the last transform into a place in a batch; its size must be that place's.
+
+        Args:
+            image: Shape `(H, W, C)`.
+            label: Shape `(H, W)` or `(H, W, heads)`.
+            rng: Where all chance comes from.
+            canvas: Shape `(height, width, C)`, float32; written to.
+            blank: Shape `(height, width)` or `(height, width, heads)`, integer; written to.
+        """
+        *steps, last = self._steps
+        for transform in steps:
+            image, label = transform(image, label, rng)
+        if type(last) is ScaledCrop:
+            return last.write(image, label, rng, canvas, blank)
+        image, label = last(image, label, rng)
+        check_shapes(canvas, blank, image, label)
+        canvas[...], blank[...] = image, label
 
 
 def compose(transforms) -> Compose:

@@ -1,11 +1,12 @@
 """Images with their foreground or background hidden, which shows by what a network recognizes things."""
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from kerasseg.data.records import DEFAULT_MEAN
+from kerasseg.data.records import DEFAULT_MEAN, DataSet, Example
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE
 
@@ -110,3 +111,77 @@ class MaskCues:
         """Returns the pair, parts of its image hidden."""
         options = {"background_classes": self.background_classes, "fill": self.fill, "shape": self.shape, "void": self.void}
         return mask_cues(image, label, self.foreground, self.background, **options), label
+
+
+class MaskedData(DataSet):
+    """A data set whose images have their foreground or background hidden.
+
+    Args:
+        data: A data set with labels, one map an image.
+        cues: What is hidden.
+    Example:
+        >>> from kerasseg.data import MaskCues, open_data
+        >>> shapes = MaskedData(open_data("shapes"), MaskCues("mask", "mask"))
+        >>> np.unique(shapes[0].image[..., 0]).round().tolist()
+        [123.0, 255.0]
+    """
+
+    def __init__(self, data, cues: MaskCues):
+        self._data, self._cues = data, cues
+        # Those of one's own need not say all that those of the library say.
+        for name in ("photographs", "channels", "heads", "inputs"):
+            setattr(self, name, getattr(data, name, getattr(DataSet, name)))
+        super().__init__(data.labels, getattr(data, "ids", ()), getattr(data, "mean", DEFAULT_MEAN))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, index: int) -> Example:
+        """Reads an example, its image masked by its label; one without a label stays, for whoever scores it to refuse."""
+        example = self._data[index]
+        if example.label is None or example.label.shape != example.image.shape[:2]:
+            return example
+        return dataclasses.replace(example, image=self._cues(example.image, example.label, None)[0])
+
+    def read_label(self, index: int) -> np.ndarray | None:
+        """Reads a label map, which nothing is hidden of."""
+        return self._data.read_label(index)
+
+    def place(self, index: int) -> tuple[DataSet, int]:
+        """Tells where an example comes from: the data set behind this one, and its number there."""
+        return self._data, index
+
+
+def hide_cues(data: DataSet, foreground: str = "keep", background: str = "keep") -> DataSet:
+    """Hides the objects of a data set, or what surrounds them, or all but their shapes, in every image.
+
+    Means over classes are then without background, as the paper's, because its label table calls that class absent.
+
+    Args:
+        data: A data set with labels, one map an image, and a class called background.
+        foreground: `"keep"` or `"mask"`.
+        background: `"keep"` or `"mask"`.
+    Returns:
+        The data set itself where both are kept, or else one of the same examples.
+    Raises:
+        KerassegError: If a word is unknown, or the data have no class called background, or several label maps.
+    Reference:
+        Shelhamer et al. 2017, arXiv:1605.06211, §6.1, Table 8: networks trained and tested so.
+    Example:
+        >>> from kerasseg.data import open_data
+        >>> hide_cues(open_data("shapes"), background="mask").labels.absent
+        ('background',)
+    """
+    _check_words(foreground, background, "hidden")
+    if foreground == background == "keep":
+        return data
+    labels, name = data.labels, "background"
+    if data.heads is not None or name not in labels.classes:
+        raise KerassegError(
+            f"data set '{labels.name}' {'has several label maps' if data.heads else f'has no class {name}'}: foreground and "
+            f"background are hidden by one label map with a class '{name}'; pass --foreground keep --background keep"
+        )
+    cues = MaskCues(foreground, background, (labels.classes.index(name),), tuple(data.mean), (255.0,) * data.channels)
+    masked = MaskedData(data, cues)
+    masked.labels = dataclasses.replace(labels, absent=tuple(dict.fromkeys((*labels.absent, name))))
+    return masked

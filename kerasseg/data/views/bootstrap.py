@@ -32,13 +32,16 @@ class Bootstrapped(DataSet):
 
     def __init__(self, data: DataSet, classes: Sequence[str | int], report: Callable[[int, int], None] | None = None):
         wanted = [_class_number(name, data.labels) for name in classes]
-        found = [index for index, label in enumerate(each_label(data, report)) if np.isin(label, wanted).any()]
+        # Of several label maps the first, whose classes they are.
+        maps = (label if data.heads is None else label[..., 0] for label in each_label(data, report))
+        found = [index for index, label in enumerate(maps) if np.isin(label, wanted).any()]
         if not found:
             raise KerassegError(
                 f"no image of data set '{data.labels.name}' holds {' or '.join(map(str, classes))}: nothing to list twice"
             )
         self._data, self._indices = data, (*range(len(data)), *found)
-        self.photographs, self.channels = data.photographs, data.channels
+        for name in ("photographs", "channels", "heads", "inputs"):
+            setattr(self, name, getattr(data, name))
         super().__init__(data.labels, (data.ids[index] for index in self._indices), data.mean)
 
     def read(self, index: int) -> Example:
@@ -48,6 +51,10 @@ class Bootstrapped(DataSet):
     def read_label(self, index: int) -> np.ndarray | None:
         """Reads a label map from the data set behind it."""
         return self._data.read_label(self._indices[index])
+
+    def place(self, index: int) -> tuple[DataSet, int]:
+        """Tells where an example comes from: the data set behind this one, and its number there."""
+        return self._data, self._indices[index]
 
 
 def _class_number(name: str | int, labels: LabelTable) -> int:
