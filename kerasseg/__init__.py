@@ -8,7 +8,7 @@ import os
 from kerasseg.errors import KerassegError as KerassegError
 from kerasseg.tables import import_lazily as _import_lazily
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 # The layers use TensorFlow operations; a keras.json that names another backend must not win silently.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
