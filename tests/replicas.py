@@ -19,8 +19,8 @@ from kerasseg.losses import SegmentationCrossEntropy
 from kerasseg.training import CaffeSGD, Trainer, make_strategy
 
 STEPS, BATCH, PASSES, SIZE = 20, 4, 2, (12, 16)
-# Normalisation of the loss, or two heads with class weights and hard pixels → rate at which these data train, norm to which
-# gradients are clipped (they do reach it).
+# Normalisation of the loss, or two heads (and two inputs) with class weights and hard pixels → rate at which these data train, norm
+# to which gradients are clipped (they do reach it).
 SETTINGS = {"valid": (0.5, 0.2), "sum": (5e-4, 200.0), "heads": (0.3, 0.3)}
 
 
@@ -41,16 +41,20 @@ def feed(start, share, heads=False):
         return parts[:, share.first : share.first + share.count].reshape(-1, *parts.shape[2:])
 
     images, labels = (cut(array) for array in batches())
-    return tf.data.Dataset.from_tensor_slices((images, {"one": labels, "two": labels // 2} if heads else labels))
+    if heads:
+        images, labels = {"b": images[..., :2], "a": images[..., 2:]}, {"one": labels, "two": labels // 2}
+    return tf.data.Dataset.from_tensor_slices((images, labels))
 
 
 def network(heads=False):
-    image = keras.Input((None, None, 3))
+    # Not in the order of the alphabet.
+    inputs = {name: keras.Input((None, None, channels), name=name) for name, channels in (("b", 2), ("a", 1))}
+    image = keras.layers.concatenate(list(inputs.values())) if heads else keras.Input((None, None, 3))
     x = Conv2D(8, 3, padding="same", dilation_rate=2, name="conv")(image)
     x = BatchNormalization(momentum=0.8, synchronized=True, name="conv_bn")(x)
     x = Dropout(0.3, seed=5)(keras.layers.ReLU()(x))
     outputs = {name: Conv2D(5, 1, name=name)(x) for name in ("one", "two")}
-    return keras.Model(image, outputs if heads else outputs["one"])
+    return keras.Model(inputs, outputs) if heads else keras.Model(image, outputs["one"])
 
 
 def loss_of(normalization):

@@ -1,17 +1,24 @@
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.coco import write_coco
+from fixtures.sift_flow import write_sift_flow
 from PIL import Image
 
-from kerasseg.data import Bootstrapped, DataSet, Example, open_data
+from kerasseg.data import Bootstrapped, DataSet, Example, MaskCues, MaskedData, Subset, open_data
+from kerasseg.data.layouts.coco_voc import CocoVoc
 from kerasseg.data.object_crops import ObjectCrops
 from kerasseg.data.views import cache as caching
 from kerasseg.data.views.cache import Cached, free_memory
 from kerasseg.data.views.derived import Derived
+from kerasseg.data.views.fingerprint import about
+from kerasseg.data.views.heads import OneHead
 from kerasseg.data.views.union import Union
 from kerasseg.errors import KerassegError
 from kerasseg.labels import generic_table
@@ -88,6 +95,23 @@ def test_memory_refuses_what_will_not_fit(monkeypatch):
     assert "\n" not in str(error.value)
     monkeypatch.setattr(caching, "free_memory", lambda: 300)
     assert Cached(Noted(10), "memory").bytes == 240
+
+
+def test_memory_that_others_will_fill_is_not_free(monkeypatch):
+    # 33 images of 24 bytes each, twice, in the 80 % of what is free: 16 of each are read at once, 17 are to come.
+    monkeypatch.setattr(caching, "free_memory", lambda: 1000)
+    first = Cached(Noted(33), "memory")
+    with pytest.raises(KerassegError, match="33 examples will take about"):
+        Cached(Noted(33), "memory")
+    # What the first has by now is no longer free, by what the system says.
+    assert len(list(first)) == 33
+    second = Cached(Noted(33), "memory")
+    del first
+    monkeypatch.setattr(caching, "free_memory", lambda: (33 + 17) * 24 / 0.8 - 2)
+    with pytest.raises(KerassegError, match="33 examples will take about"):
+        Cached(Noted(33), "memory")
+    del second
+    assert len(list(Cached(Noted(33), "memory"))) == 33
 
 
 def test_memory_is_not_overfilled_where_later_images_are_larger(monkeypatch):
@@ -179,6 +203,77 @@ def test_unions_and_parts_keep_what_their_data_sets_would(tmp_path):
     union = Union({"one": open_data("folder", root), "two": other})
     assert_same(Cached(union, tmp_path / "kept"), union)
     assert len(list((tmp_path / "kept").rglob("*.npy"))) == 6
+
+
+class Chosen(Noted):
+    """Labels of which only some are kept, told by whatever `keep` is."""
+
+    def __init__(self, keep, further=None):
+        super().__init__(2)
+        kept = [k for k in range(3) if k in keep or getattr(keep, "get", lambda _: None)(str(k))]
+        # An attribute that tells nothing.
+        self.kept = lambda label: np.isin(label, kept)
+
+    def read(self, index):
+        example = super().read(index)
+        return Example(example.image, np.where(self.kept(example.label), example.label, 255), example.id, None)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ([1], [2], [[1]]),
+        ({1}, {2}, frozenset({1, 2})),
+        ({"1": [True]}, {"2": [True]}, {"1": [True], "2": {}}),
+        (np.array([1]), np.array([2]), np.array([], object)),
+    ],
+)
+def test_arguments_that_are_no_plain_values_are_told_apart(values, tmp_path):
+    # An attribute of which nothing can be told takes nothing from the others.
+    for value in values:
+        Cached(Chosen(value, object()), tmp_path)[0]
+    assert len(list(tmp_path.rglob("*.npy"))) == 3
+    for value in values:
+        data = Chosen(value, object())
+        assert_same(Cached(data, tmp_path), data)
+    assert len(list(tmp_path.rglob("*.npy"))) == 6
+
+
+def test_what_a_data_set_was_made_with_tells_it_apart(tmp_path):
+    write_coco(tmp_path / "coco")
+    plain, larger = (CocoVoc(tmp_path / "coco", "trainval", **more) for more in ({}, {"minimum_region": 1000}))
+    assert about(plain) != about(larger) and about(plain) == about(CocoVoc(str(tmp_path / "coco"), "trainval", minimum_region=0))
+    # Stages share what they have in common, wherever their folder is said to be.
+    assert about(plain) == about(CocoVoc(f"{tmp_path}/./coco", "train"))
+    assert about(copy.copy(larger)) == about(pickle.loads(pickle.dumps(larger))) == about(larger)
+    for data in (plain, larger):
+        assert_same(Cached(data, tmp_path / "kept"), data)
+    holds_itself = Noted()
+    holds_itself.friend = holds_itself
+    assert about(holds_itself) == about(holds_itself)
+
+
+def test_views_that_change_examples_do_not_share_with_others(tmp_path):
+    data = open_data("shapes", length=2)
+    for view in (data, *(MaskedData(data, MaskCues(*words)) for words in (("mask", "keep"), ("keep", "mask")))):
+        assert_same(Cached(Subset(view, [1, 0]), tmp_path / "kept"), Subset(view, [1, 0]))
+    write_sift_flow(tmp_path / "sift", "official")
+    both = open_data("sift_flow", tmp_path / "sift", "test")
+    for view in (both, OneHead(both, "semantic"), OneHead(both, "geometric")):
+        assert_same(Cached(view, tmp_path / "kept"), view)
+
+
+def test_further_files_of_an_example_are_looked_at(tmp_path):
+    write_sift_flow(tmp_path, "official")
+    data = open_data("sift_flow", tmp_path, "test")
+    cached = Cached(data, tmp_path / "kept")
+    assert_same(cached, data)
+    count = len(list((tmp_path / "kept").rglob("*.npy")))
+    geometric = data.files(0)[2]
+    assert "GeoLabels" in str(geometric)
+    os.utime(geometric, (1, 1))
+    assert_same(cached, data)
+    assert len(list((tmp_path / "kept").rglob("*.npy"))) == count + 1
 
 
 def test_examples_without_labels(tmp_path):

@@ -74,7 +74,16 @@ def test_train_evaluate_predict_export_on_a_fresh_machine(tmp_path):
     code, out, err = finish("train.py", *TINY, "--crop-size", "32x32", cwd=tmp_path)
     assert (code, err) == (0, "") and "evaluate it: python evaluate.py runs/fcn8s-" in out
     (directory,) = (tmp_path / "runs").iterdir()
-    expected = {"recipe.json", "labels.json", "environment.json", "log.jsonl", "model.keras", "checkpoints", "tensorboard"}
+    expected = {
+        "recipe.json",
+        "labels.json",
+        "data.json",
+        "environment.json",
+        "log.jsonl",
+        "model.keras",
+        "checkpoints",
+        "tensorboard",
+    }
     assert {path.name for path in directory.iterdir()} == expected
     assert [json.loads(line)["step"] for line in (directory / "log.jsonl").read_text().splitlines()] == [1, 2]
     code, out, err = finish("evaluate.py", "--limit", "2", "--pictures", "1", cwd=tmp_path)

@@ -6,6 +6,7 @@ notice, the checksums do: of 12 flipped bits in JPEG files about 8 give another 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,6 @@ import json, os, sys
 root, uid = sys.argv[1], int(sys.argv[2])
 from kerasseg.cli import prepare_data
 from kerasseg.cli.running import run_command
-from kerasseg.cli import prepare_data
 from kerasseg.data import DATA_SETS, open_data
 from kerasseg.data.checking import check_example, find_broken
 from kerasseg.errors import KerassegError
@@ -93,8 +93,8 @@ def test_all_but_valid_pictures_are_named_when_checked(corpus):
     root, fates, found, _ = corpus
     unseen = set(fates) - set(found["broken"])
     # Which bits of a JPEG decide whether its decoder notices depends on them alone.
-    assert {fates[name] for name in unseen} == {("flipped", "image", "jpg")}, sorted(unseen)
-    assert 1 <= len(unseen) <= 11
+    assert {fates[name] for name in unseen} <= {("flipped", "image", "jpg")}, sorted(unseen)
+    assert len(unseen) <= 11
     assert set(found["broken"]) <= set(fates)
     for name, reason in found["broken"].items():
         _, part, suffix = fates[name]
@@ -108,6 +108,7 @@ def test_every_reason_is_the_right_one(corpus):
     told = {
         "empty": "is empty", "missing": "no such file", "dangling": "no such file", "folder": "Is a directory",
         "unreadable": "Permission denied", "size": "expected one size", "its own mask": "is the mask of the same example",
+        "its own colours": "is the mask of the same example",
         "range": "holds the value", "zeros": "cannot identify", "web page": "cannot identify",
     }  # fmt: skip
     seen = set()
@@ -136,7 +137,7 @@ def test_the_tool_refuses_or_leaves_out_and_counts(corpus):
         f"error: {len(fates) - unseen} of {total} examples of data set 'csv' are broken"
     )
     assert "pass --skip-broken" in process.stderr
-    assert f"train     {unseen + WHOLE}" in " ".join(process.stdout.split()).replace("train ", "train     ", 1)
+    assert re.search(rf"\btrain {unseen + WHOLE}\b", " ".join(process.stdout.split()))
     prepared = open_data("csv", root / "out")
     assert set(prepared.ids) == {f"whole-{number}" for number in range(WHOLE)} | (set(fates) - set(found["broken"]))
     broken = dict(line.split("\t") for line in (root / "out" / "broken.txt").read_text().splitlines())
@@ -176,10 +177,6 @@ def _other_variable(path, generator):
 
 def _label(label):
     return lambda path, generator: write_sbd_mat(path, label)
-
-
-def _no_cell(path, generator):
-    path.write_bytes(path.read_bytes()[:128])
 
 
 MATLAB = [
@@ -224,6 +221,7 @@ HDF5 = [truncate, empty, _without_labels]
 def test_hdf5_files(number, tmp_path):
     write_nyud_labeled(tmp_path)
     (path,) = tmp_path.rglob("nyu_depth_v2_labeled.mat")
+    assert check_example(DATA_SETS["nyud"](tmp_path, "train", crop=False), 0).label is not None
     HDF5[number](path, np.random.default_rng(number))
     with pytest.raises(KerassegError, match=path.name):
         check_example(DATA_SETS["nyud"](tmp_path, "train", crop=False), 0)
@@ -236,6 +234,7 @@ JSON = [truncate, empty]
 def test_annotations(number, tmp_path):
     write_coco(tmp_path)
     path = next(tmp_path.rglob("instances_train*.json"))
+    assert check_example(DATA_SETS["coco_voc"](tmp_path, "train"), 0).label is not None
     JSON[number](path, np.random.default_rng(number))
     with pytest.raises(KerassegError, match=path.name):
         check_example(DATA_SETS["coco_voc"](tmp_path, "train"), 0)

@@ -112,6 +112,7 @@ def test_two_lists_in_one_folder_are_prepared_apart(root):
         ("a.png,b.png\nc.png,d.png,train\n", "3 columns in line 2, expected 2"),
         ("a.png,b.png,train,x,more\n", "5 columns in line 1, expected 4"),
         (",b.png\n", "names no image in line 1"),
+        ("a.png,b.png,train\nc.png,d.png,\n", "names no split in line 2: expected one, e.g. train"),
         ("a.png,b.png,train\nx/a.png,c.png,train,\n", "4 columns in line 2, expected 3"),
         ("image,mask,id\na.png,b.png,x\nb.png,b.png,x\n", "lists 'x' twice in split '(train|val)', in lines 2 and 3"),
         ('"a.png,b.png\n', r"is no CSV \(line 1"),

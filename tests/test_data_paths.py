@@ -20,7 +20,7 @@ from fixtures.sbd import write_sbd
 from fixtures.sift_flow import write_sift_flow
 from fixtures.voc import write_voc
 
-from kerasseg.data import Flip, RandomCrop, decode_image, decode_label, open_data, training_batches
+from kerasseg.data import Cached, Flip, RandomCrop, decode_image, decode_label, open_data, training_batches
 from kerasseg.data.paths import data_path, is_remote, several_places
 from kerasseg.data.preparation.preparing import prepare
 from kerasseg.errors import KerassegError
@@ -211,6 +211,64 @@ def test_a_folder_and_its_prepared_form_train_alike(tmp_path):
         seen.append([(image.numpy(), label.numpy()) for image, label in batches])
     for other in seen[1:]:
         assert all(np.array_equal(x, y) for one, two in zip(seen[0], other, strict=True) for x, y in zip(one, two, strict=True))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    made = []
+    for name in ("exists", "stat", "isdir", "listdir", "glob"):
+        true = getattr(tf.io.gfile, name)
+        monkeypatch.setattr(tf.io.gfile, name, lambda url, true=true, name=name: made.append((name, url)) or true(url))
+    return made
+
+
+@pytest.mark.parametrize("way", ["names", "paths", "subfolders", "none"])
+def test_opening_a_folder_asks_not_for_every_image(way, tmp_path, calls):
+    asked = []
+    for count in (3, 20):
+        names, inner = [f"photo {k}" for k in range(count)], "train/" if way == "subfolders" else ""
+        here = tmp_path / f"{way}{count}"
+        write_folder_of(here, names, inner)
+        lines = [f"images/{k}.jpg masks/{k}.png" if way == "paths" else name for k, name in enumerate(names)]
+        if way == "paths":
+            write_folder_of(here, map(str, range(count)), inner)
+        if way in ("names", "paths"):
+            (here / "train.txt").write_text("\n".join(lines))
+        url = upload(here, f"ram://asked/{way}{count}")
+        calls.clear()
+        far = open_data("folder", url)
+        asked.append(len(calls))
+        assert far.ids == open_data("folder", here).ids
+    # For the lists and folders, however many images there are.
+    assert asked[0] == asked[1] < 25
+    (here / "train.txt").write_text("photo 0\nphoto 99\n")
+    with pytest.raises(KerassegError, match="lists 'photo .+' but its image is missing"):
+        open_data("folder", upload(here, f"ram://lost/{way}"))
+
+
+def write_folder_of(root, names, inner=""):
+    for kind in ("images", "masks"):
+        (root / kind / inner).mkdir(parents=True, exist_ok=True)
+    (root / "classes.txt").write_text("ground\n")
+    for name in names:
+        write_photo(root / "images" / inner / f"{name}.jpg", (3, 4), 0)
+        write_index_mask(root / "masks" / inner / f"{name}.png", np.zeros((3, 4), np.uint8))
+
+
+def test_a_cache_of_remote_files_asks_once_for_each(tmp_path, calls):
+    write_folder_of(tmp_path / "here", "abc")
+    (tmp_path / "here" / "train.txt").write_text("a\nb\nc\n")
+    url = upload(tmp_path / "here", "ram://cached")
+    for expected in (3 * 2, 3 * 2, 0):
+        if expected:
+            cached = Cached(open_data("folder", url), tmp_path / "kept")
+        first = not (tmp_path / "kept").exists() or not list((tmp_path / "kept").rglob("*.npy"))
+        calls.clear()
+        assert len(list(cached)) == 3
+        # When they are decoded they are opened besides.
+        assert first or len(calls) == expected
+        assert not first or len(calls) <= expected + 3 * 2 * 2
+    assert data_path(url + "/classes.txt").is_file() and len(calls) == 1 and not data_path(url).is_file()
 
 
 def test_real_camvid(data_dir, tmp_path):

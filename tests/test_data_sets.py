@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from fixtures.folder import write_folder
 from PIL import Image
 
 from kerasseg.data import DATA_SETS, DEFAULT_MEAN, DataSet, Example, open_data
 from kerasseg.data.layouts.folder import read_classes
+from kerasseg.data.preparation.preparing import prepare
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS, colorize
 
@@ -152,6 +154,33 @@ def test_folder_lists(tmp_path):
     (tmp_path / "val.txt").write_text("a\nnone\nb\n")
     with pytest.raises(KerassegError, match=r"val\.txt lists 'none' but its image is missing \(1 of 3 lines"):
         open_data("folder", tmp_path, "val")
+
+
+@pytest.mark.parametrize("kind", ["lists", "subfolders", "names", "own lists"])
+def test_texts_that_list_no_image_are_no_splits(kind, tmp_path):
+    root = write_folder(tmp_path, 6, size=(20, 24))
+    (root / "README.txt").write_text("Photographs of the garden.\n" + "word " * 200 + "\n")
+    (root / "caf\u00e9.txt").write_bytes("caf\u00e9\n".encode("latin-1"))
+    expected = {"train": ("a0", "a1", "a3", "a4"), "val": ("b2", "b5")}
+    if kind != "lists":
+        for split in expected:
+            if kind == "own lists":
+                (root / f"{split}.txt").rename(root / f"my_{split}.txt")
+            else:
+                (root / f"{split}.txt").unlink()
+            for name in expected[split] if kind == "subfolders" else ():
+                for part, suffix in (("images", "jpg"), ("masks", "png")):
+                    (root / part / split).mkdir(exist_ok=True)
+                    (root / part / f"{name}.{suffix}").rename(root / part / split / f"{name}.{suffix}")
+    if kind == "own lists":
+        expected = {f"my_{split}": names for split, names in expected.items()}
+    if kind == "names":
+        expected = {"train": ("a0", "a4", "b2", "b5"), "val": ("a1", "a3")}
+    assert DATA_SETS["folder"].splits_of(root) == tuple(expected)
+    for split, names in expected.items():
+        assert open_data("folder", root, split).ids == names
+    # What is prepared of it is all of it.
+    assert list(prepare("folder", root).header["splits"]) == list(expected)
 
 
 @pytest.mark.parametrize("lost, kind", [("masks", "image"), ("images", "mask")])

@@ -52,7 +52,9 @@ RUNS = {
         ("deeplab_v3", "voc trainval", 513, 16, 30_000, 1e-4, "poly", 1e-4, 85.7),
     ],
     "deeplab_v3_cityscapes": [("deeplab_v3", "cityscapes train", 769, 16, 90_000, 0.007, "poly", 1e-4, 77.23)],
-    "deeplab_v3_cityscapes_coarse": [("deeplab_v3", "cityscapes trainval_coarse", 769, 16, 90_000, 0.007, "poly", 1e-4, 81.3)],
+    "deeplab_v3_cityscapes_coarse": [
+        ("deeplab_v3", "cityscapes train+val+train_extra", 769, 16, 90_000, 0.007, "poly", 1e-4, 81.3)
+    ],
 }
 # Runs that start from ImageNet's weights, and not from an earlier stage.
 FIRST = {runs_of(RECIPES[name])[0].name for name in NAMES}
@@ -80,7 +82,7 @@ def test_the_runs_are_the_authors(recipe, row):
     assert recipe.backbone == ("resnet101" if arch in V3.split() else None)
     assert set(recipe.loss_weights.values()) <= {1.0}
     # On trainval there is nothing left to validate on.
-    assert recipe.validation_split == (None if recipe.split.startswith("trainval") else "val")
+    assert recipe.validation_split == (None if recipe.split.startswith(("trainval", "train+val")) else "val")
     assert bool(recipe.validate_every) == bool(recipe.validation_split) and not recipe.keep_best
     published = re.findall(r"\d+\.\d+", recipe.expected or "")
     assert (float(published[0]) if published else None) == score

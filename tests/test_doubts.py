@@ -37,6 +37,17 @@ def test_warnings(tmp_path, capsys):
     assert "shorter side" not in capsys.readouterr().out
 
 
+def test_classes_that_are_known_to_be_absent_are_no_doubt():
+    table = LABELS["sift_flow"]
+    row = {"id": "x", "size": [100, 100], "sums": [0, 0, 0], "pixels": [{"0": 9}], "ignored": [0]}
+    heads = {"mask": table}
+    (line,) = (
+        line for line in find_doubts({"test": [row]}, {"test": summarize([row], heads)}, heads) if "never occur, of 33" in line
+    )
+    # Cow, desert and moon.
+    assert ": 29 (" in line
+
+
 def test_masks_that_were_turned_grey_are_suspected(tmp_path):
     table = LABELS["ade20k"]
 

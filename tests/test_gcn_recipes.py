@@ -30,7 +30,7 @@ RUNS = {
     "gcn_resnet50_voc": [("voc trainaug", 512, False, "resnet50_msra", 15, 100_000, 72.3)],
     "gcn_resnet50_gcn_voc": [("voc trainaug", 512, False, "resnet50_gcn", 15, 100_000, 72.5)],
     "gcn_cityscapes": [
-        ("cityscapes train_coarse", 800, True, "resnet152_msra", 25, 300_000, 73.0),
+        ("cityscapes train+train_extra", 800, True, "resnet152_msra", 25, 300_000, 73.0),
         ("cityscapes train", 800, True, "resnet152_msra", 25, 100_000, 76.9),
     ],
 }

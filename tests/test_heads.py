@@ -1,11 +1,12 @@
 """Networks of several heads, each with a label map of its own, from the batches to the report."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
 import pytest
-from cli_helpers import assert_equal, run, weights_of
+from cli_helpers import assert_equal, run, states, weights_of
 from fixtures.sift_flow import TEST, write_sift_flow
 from PIL import Image
 
@@ -138,9 +139,15 @@ def test_an_unfinished_run_can_be_opened(finished, tmp_path):
 
 def test_a_resumed_run_is_the_unbroken_one(tmp_path):
     """With accumulation, whose normalisers are known before the first pass."""
-    options = ("--accumulation", "2")
-    whole, broken = trained(tmp_path / "whole", *options), trained(tmp_path / "broken", *options, iterations=2)
-    trained(broken, *options)
+    options = ("--accumulation", "2", "--checkpoint-every", "1")
+    whole = trained(tmp_path / "whole", *options, iterations=2)
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    # As if killed in the second step.
+    (broken / "model.keras").unlink()
+    (broken / "checkpoints" / states(broken)[-1]).unlink()
+    trained(broken, *options, iterations=2)
+    assert [record["step"] for record in Run(broken).read_log()] == [1, 2]
     assert_equal(weights_of(broken), weights_of(whole))
 
 

@@ -94,10 +94,17 @@ def test_the_page_says_what_is_there(pages, camvid):
     assert page.row("val")[-1] == ", ".join(f"{channel:.2f}" for channel in pixels.mean(0))
     assert page.row("48 × 40")[1] == "2" and "most frequent sizes, px" in page.text
     assert "<svg" in page.source
+    # Of 100 %, not of the most frequent class.
+    bars = [float(width) for width in re.findall(r"<i style=\"width:([\d.]+)%", page.source)]
+    largest = max(np.bincount(np.concatenate([one[one < 255] for one in labels[split]])).max() / total[split] for split in labels)
+    assert max(bars) == pytest.approx(100 * np.sqrt(largest), abs=0.1) and max(bars) < 99
 
 
 def test_samples_are_photograph_labels_and_both(pages, camvid):
     page, data = Page(pages / "plain.html"), DATA_SETS["camvid"](camvid, "train")
+    assert "Examples of train" in page.text
+    sharp = {alt for alt, found in page.pictures.items() if "pixelated" in found.get("style", "")}
+    assert sharp == {alt for alt in page.pictures if alt.startswith("labels of ")} and sharp
     shown = [name for name in data.ids if f"image of {name}" in page.pictures]
     assert len(shown) == 3 and len(page.pictures) == 9
     for name in shown:
@@ -113,6 +120,19 @@ def test_samples_are_photograph_labels_and_both(pages, camvid):
 def test_prepared_or_not_is_the_same_page(pages):
     plain, prepared = ((pages / f"{name}.html").read_text() for name in ("plain", "prepared"))
     assert plain == prepared
+
+
+def test_prepared_in_a_cloud_is_the_same_page(pages, tmp_path):
+    """The file system in TensorFlow's memory stands for it."""
+    gfile = pytest.importorskip("tensorflow").io.gfile
+    for path in (path for path in (pages / "prepared").rglob("*") if path.is_file()):
+        target = f"ram://{tmp_path.name}/{path.relative_to(pages / 'prepared')}"
+        gfile.makedirs(target.rpartition("/")[0])
+        with gfile.GFile(target, "wb") as file:
+            file.write(path.read_bytes())
+    arguments = ("--out", tmp_path / "page.html", "--samples", 3)
+    assert run(inspect_data, "camvid", f"ram://{tmp_path.name}", *arguments) == 0
+    assert (tmp_path / "page.html").read_text() == (pages / "plain.html").read_text()
 
 
 def test_samples_show_all_classes_first(camvid, tmp_path):

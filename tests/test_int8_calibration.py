@@ -11,13 +11,14 @@ from kerasseg.cli.running import make_parser
 from kerasseg.data import open_data
 from kerasseg.evaluation.fitted import fit_image
 from kerasseg.export.calibration import draw
+from kerasseg.recipes import Recipe
 
 SIZE = (24, 40)
 
 
 def opened(channels=3, **recipe):
     model = keras.Model(image := keras.Input((None, None, channels)), image, name="chain")
-    recipe = SimpleNamespace(**{"data": "shapes", "data_dir": None, "split": "train", "image_scale": 0.5, **recipe})
+    recipe = Recipe(**{"name": "stub", "data": "shapes", "image_scale": 0.5, **recipe})
     return SimpleNamespace(model=model, path="runs/one", recipe=recipe, labels=None)
 
 
@@ -51,6 +52,20 @@ def test_another_split_and_another_data_set():
     )
     with pytest.raises(KerassegError, match="nowhere"):
         chosen_calibration(other, options(), SIZE)
+
+
+def test_the_data_sets_of_a_union_together():
+    union = opened(data="shapes+shapes", split="train+val")
+    images, about = chosen_calibration(union, options("--calibration-images", "4", "--seed", "1"), SIZE)
+    assert about["data"] == "shapes+shapes train+val"
+    train, val = (open_data("shapes", split=split) for split in ("train", "val"))
+    places = draw(4, len(train) + len(val), 1)
+    assert min(places) < len(train) <= max(places)
+    for image, place in zip(images, places, strict=True):
+        example = train[place] if place < len(train) else val[place - len(train)]
+        np.testing.assert_array_equal(image, fit_image(example.image, SIZE, 0.5))
+    with pytest.raises(KerassegError, match="neither a folder nor a data set"):
+        chosen_calibration(opened(data="shapes+none"), options(), SIZE)
 
 
 def test_a_folder_of_photographs(tmp_path):

@@ -1,3 +1,4 @@
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,11 @@ from fixtures.nyud import HOLE, OFFICIAL_SPLITS, TREE_SPLITS, VOID, write_nyud, 
 from PIL import Image
 
 from kerasseg.data import open_data
+from kerasseg.data.checking import find_broken
 from kerasseg.data.hha import NYU_CAMERA, hha
 from kerasseg.data.layouts.nyud_labeled import _TURNS
 from kerasseg.data.preparation.preparing import prepare
+from kerasseg.data.views.subset import Subset
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS
 
@@ -347,3 +350,39 @@ def test_several_threads_read_the_official_file(labeled):
         for index, example in enumerate(threads.map(lambda position: data[position % len(data)], range(40))):
             assert np.array_equal(example.image, alone[index % len(data)].image)
             assert np.array_equal(example.label, alone[index % len(data)].label)
+
+
+def _flat(path):
+    _change(path, np.zeros_like)
+
+
+FORMLESS = {
+    "no depth": (lambda root: (root / "data/depth/img_5004.png").unlink(), "no such file.*depth/img_5004.png"),
+    "no hha": (lambda root: (root / "data/hha/img_5004.png").unlink(), "no such file.*hha/img_5004.png"),
+    "8 bits": (
+        lambda root: _change(root / "data/depth/img_5004.png", lambda depth: (depth >> 8).astype(np.uint8)),
+        "depth/img_5004.png is of mode L",
+    ),
+    "flat": (lambda root: _flat(root / "data/depth/img_5004.png"), "depth map of frame img_5004 .*0 everywhere"),
+    "small depth": (lambda root: _change(root / "data/depth/img_5004.png", lambda d: d[:-3]), "image 34×25, depth 34×22"),
+    "small hha": (lambda root: _change(root / "data/hha/img_5004.png", lambda hha: hha[:, 2:]), "hha 32×25"),
+}
+
+
+@pytest.mark.parametrize("case", FORMLESS)
+def test_depth_and_hha_are_checked_whatever_form_is_prepared(tree, tmp_path, case):
+    """They are kept for all forms, so what is wrong with them is named, and left out if that was asked for."""
+    spoil, message = FORMLESS[case]
+    root = shutil.copytree(tree[0], tmp_path / "data")
+    data = open_data("nyud", root, "train")
+    assert not find_broken(data)
+    spoil(root)
+    # Colour alone can be read all the same; what is missing is looked for.
+    assert data[0].id == "img_5004" and len(data.files(0)) == 4
+    (broken,) = find_broken(Subset(data, [0, 1]))
+    assert re.search(message, broken.reason), broken.reason
+    with pytest.raises(KerassegError, match="1 of 7 examples of data set 'nyud' are broken"):
+        prepare("nyud", root)
+    outcome = prepare("nyud", root, skip_broken=True)
+    assert [row["id"] for row in outcome.broken] == ["img_5004"] and outcome.header["splits"]["train"]["images"] == 2
+    assert [example.id for example in open_data("nyud_color_hha", root)] == ["img_5003", "img_5019"]

@@ -1,5 +1,7 @@
 """Data sets of TensorFlow Datasets, written here as its own code writes them."""
 
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 
 from kerasseg import KerassegError
-from kerasseg.data import open_data, training_batches
-from kerasseg.data.layouts.tfds import _version_folder
+from kerasseg.data import Cached, open_data, training_batches
+from kerasseg.data.layouts.tfds import Tfds, _version_folder
 
 with warnings.catch_warnings():
     # Of what it imports, for its developers.
@@ -150,6 +152,31 @@ def test_masks_without_names_are_told_what_they_mean(roots):
         opened(classes=2, values=[1])
     with pytest.raises(KerassegError, match="'nameless' does not name the classes of its masks: pass classes="):
         opened()
+
+
+def test_a_cache_tells_arguments_folders_and_changes_apart(roots, tmp_path):
+    def kept(root, name="nameless", **options):
+        data = open_data("tfds", root, name=name, **options)
+        for example, expected in zip(Cached(data, tmp_path / "cache"), data, strict=True):
+            np.testing.assert_array_equal(example.image, expected.image)
+            np.testing.assert_array_equal(example.label, expected.label)
+        return len(list((tmp_path / "cache").rglob("*.npy")))
+
+    # The same classes of the same files, by lists.
+    first = roots / "tfrecord"
+    assert kept(first, classes=["cat", "dog"], ignore=[2]) == 5
+    assert kept(first, classes=["cat", "dog"], ignore=[2]) == 5
+    assert kept(first, classes=["cat", "dog"], offset=-1, ignore=[0]) == 10
+    assert kept(first, classes=["cat", "dog"], values=[2, 0]) == 15
+    # The set of one name in another folder, and a file that is not what it was.
+    assert kept(first, "tiny") == 20 and kept(roots / "array_record", "tiny") == 25
+    shutil.copytree(first / "tiny", tmp_path / "root" / "tiny")
+    assert kept(tmp_path / "root", "tiny") == 30 == kept(tmp_path / "root", "tiny")
+    file = next((tmp_path / "root").rglob("*train.tfrecord*"))
+    os.utime(file, (1, 1))
+    assert kept(tmp_path / "root", "tiny") == 35
+    data = Tfds(first, "train[40%:]+test", name="tiny")
+    assert ["test" in data.files(index)[0].name for index in range(5)] == [False, False, False, True, True]
 
 
 def test_it_trains(roots):

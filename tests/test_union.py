@@ -1,13 +1,18 @@
 import numpy as np
 import pytest
 from fixtures.coco import write_coco
+from fixtures.nyud import write_nyud
 from fixtures.sbd import write_sbd
 from fixtures.voc import write_voc
 from PIL import Image
 
-from kerasseg.data import DataSet, Example, open_data
+from kerasseg.data import Cached, DataSet, Example, MaskCues, MaskedData, ObjectCrops, Subset, open_data
+from kerasseg.data.layouts.coco_voc import CocoVoc
+from kerasseg.data.layouts.sbd import Sbd
+from kerasseg.data.layouts.voc import Voc
+from kerasseg.data.preparation.preparing import prepare
 from kerasseg.data.records import FileDataSet, Record
-from kerasseg.data.views.union import Union
+from kerasseg.data.views.union import Union, shared_examples
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LABELS, generic_table
 
@@ -107,7 +112,6 @@ def test_other_kinds_of_examples_are_refused(name, value):
     ("name", "split", "counts"),
     [
         ("shapes", "train+val", {"shapes:train": 6, "shapes:val": 6}),
-        ("shapes+shapes", "train", {"shapes:train": 6, "shapes:train:1": 6}),
         ("shapes+shapes", "val+test", {"shapes:val": 6, "shapes:test": 6}),
     ],
 )
@@ -141,6 +145,36 @@ def test_where_the_folders_of_a_union_are(tmp_path):
     assert open_data("folder+folder", tmp_path / "one, two", "train+val").ids == ("e",)
 
 
+def test_where_the_folder_of_one_name_is(tmp_path):
+    make_folder(tmp_path / "both" / "folder", ["a", "b"])
+    (tmp_path / "empty").mkdir()
+    both, inner, empty = tmp_path / "both", tmp_path / "both" / "folder", tmp_path / "empty"
+    for place in (both, inner, f"{empty},{both}", f"{inner},{tmp_path / 'none'}"):
+        assert open_data("folder", place).ids == ("a", "b")
+        assert open_data("folder", place, "val+train").ids == ("a", "b")
+    with pytest.raises(
+        KerassegError, match="none of 2 folders will do for data set 'folder': .*empty has no images.*; .*is no folder"
+    ):
+        open_data("folder", f"{empty},{tmp_path / 'none'}")
+    # What all say is said once, as of one folder.
+    with pytest.raises(KerassegError, match="^data set 'voc' has no split 'vall'"):
+        open_data("voc", f"{empty},{both}", "vall")
+    # What was prepared in a folder goes before a folder in it.
+    make_folder(tmp_path / "around", ["x"])
+    prepare("folder", tmp_path / "around")
+    make_folder(tmp_path / "around" / "folder", ["y"])
+    for names in ("folder", "folder+folder"):
+        assert open_data(names, tmp_path / "around", "train+val").ids == ("x",)
+
+
+def test_folders_are_found_by_the_name_of_the_family(tmp_path):
+    write_nyud(tmp_path / "nyud")
+    for name in ("nyud", "nyud_hha", "nyud_color_hha"):
+        assert open_data(name, tmp_path, "test").ids == open_data(name, tmp_path / "nyud", "test").ids
+    prepare("nyud", tmp_path / "nyud", splits=["test"])
+    assert open_data("nyud_hha", tmp_path, "test").prepared is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -148,6 +182,8 @@ def test_where_the_folders_of_a_union_are(tmp_path):
         (("shapes+shapes", None, "train+val+test"), "received the splits 'train.val.test': expected one for all, or 2 joined"),
         (("shapes+folder", "a,b,c", "train"), "received 3 folders, 'a,b,c': expected one that holds all, or 2 joined by commas"),
         (("shapes+folder", None, "train"), "data set 'folder' received no data_dir"),
+        (("shapes", None, "val+train+val"), "received split 'val' of 'shapes' twice, of one folder: name each once"),
+        (("shapes+shapes", None, "train"), "received split 'train' of 'shapes' twice, of one folder: name each once"),
     ],
 )
 def test_what_cannot_be_opened(arguments, message):
@@ -179,6 +215,60 @@ def test_first_stage_of_gcn_in_small(trees):
     # By two folders, and with an option that only one of them has.
     places = f"{trees / 'coco_voc'},{trees / 'voc'}"
     assert open_data("coco_voc+voc", places, "trainval+trainaug", minimum_region=1).counts["voc"] == len(voc)
+    # No option of one means something else in the other.
+    assert open_data("coco_voc+voc", places, "trainval+trainaug", year=2012, release=2017).counts == union.counts
+
+
+def test_photographs_of_voc_are_known_however_the_sets_are_named(trees, tmp_path):
+    voc, sbd = trees / "voc", trees / "sbd"
+    expected = open_data("voc+sbd", trees, "train+trainval")
+    assert len(expected) < sum(map(len, expected.data_sets))
+    prepare("voc", voc, tmp_path / "prepared", splits=["train"])
+    for first in (open_data("voc", voc), Voc(voc), open_data("voc", tmp_path / "prepared")):
+        for second in (open_data("sbd", sbd, "trainval"), Sbd(sbd, "trainval")):
+            for union in (Union([first, second]), Union({"mine": first, "more": second})):
+                assert union.ids == expected.ids and list(union.counts.values()) == list(expected.counts.values())
+    # COCO's have the same classes and other photographs.
+    for renamed in (open_data("coco_voc", trees / "coco_voc", "val"), CocoVoc(trees / "coco_voc", "val")):
+        renamed.ids, first = expected.ids[: len(renamed)], expected.data_sets[0]
+        for union in (Union([first, renamed]), Union({"voc": first, "sbd": renamed})):
+            assert len(union) == len(first) + len(renamed)
+
+
+def test_examples_that_are_trained_on_and_validated_on_are_found(trees, tmp_path):
+    def shared(validation, training):
+        return shared_examples(*(open_data(*each) for each in (validation, training)))
+
+    voc, sbd, coco = trees / "voc", trees / "sbd", trees / "coco_voc"
+    val = ("voc", voc, "val")
+    # SBD's train holds images of VOC's val, whichever way they are named, and VOC's splits none of each other's.
+    assert shared(val, ("voc+sbd", trees, "train+train")) == ("2007_000042",)
+    assert shared(val, ("sbd", sbd, "trainval")) == shared(val, ("voc", voc, "sbd_and_train")) == ("2007_000042", "2008_000002")
+    assert shared(val, ("voc", voc, "sbd_train")) == ("2007_000042",)
+    assert shared(("voc", voc, "val_without_sbd"), ("voc+coco_voc", trees, "sbd_and_train+trainval")) == ()
+    assert shared(val, ("voc", voc, "trainaug")) == () and shared(val, ("voc", voc, "trainval")) == open_data(*val).ids
+    coco_val = ("coco_voc", coco, "val")
+    assert shared(coco_val, ("coco_voc+voc", trees, "trainval+train")) == open_data(*coco_val).ids
+    # What is made of data sets still has their images.
+    data, held = open_data("voc", voc, "sbd_train"), open_data(*val)
+    masked = MaskedData(data, MaskCues("keep", "mask"))
+    for made in (Subset(data, [0, 1]), Cached(data, "memory"), ObjectCrops(Subset(data, [1]), minimum_size=1), masked):
+        assert shared_examples(held, made) == ("2007_000042",)
+    assert shared_examples(held, Subset(data, [0])) == ()
+    prepare("voc", voc, tmp_path / "prepared", splits=["val", "sbd_train"])
+    assert shared(("voc", tmp_path / "prepared", "val"), ("sbd", sbd, "train")) == ("2007_000042",)
+
+
+def test_two_images_of_one_name_are_two(tmp_path):
+    for split in ("train", "val"):
+        for kind, mode in (("images", "RGB"), ("masks", "L")):
+            (tmp_path / kind / split).mkdir(parents=True)
+            Image.new(mode, (4, 3)).save(tmp_path / kind / split / "image1.png")
+    (tmp_path / "classes.txt").write_text("ground\n")
+    train, val = (open_data("folder", tmp_path, split) for split in ("train", "val"))
+    assert train.ids == val.ids and shared_examples(val, train) == () and shared_examples(val, val) == ("image1",)
+    shapes = open_data("shapes", length=2)
+    assert shared_examples(shapes, shapes) == ()
 
 
 def test_voc_sbd_and_coco_in_small(trees):

@@ -191,10 +191,11 @@ def test_files_that_can_be_read_as_they_are_stay_and_the_others_come_as_arrays(t
 
 
 def test_both_masks_of_one_image_survive_preparation(tmp_path):
-    known = write_voc(tmp_path, odd=True)
-    write_sbd(tmp_path)
-    direct = {split: open_data("voc", tmp_path, split) for split in ("train", "test", "trainaug", "sbd_train", "sbd_and_train")}
-    prepare("voc", tmp_path, tmp_path / "prepared", splits=list(direct))
+    root = tmp_path / "data"
+    known = write_voc(root, odd=True)
+    write_sbd(root)
+    direct = {split: open_data("voc", root, split) for split in ("train", "test", "trainaug", "sbd_train", "sbd_and_train")}
+    prepare("voc", root, tmp_path / "prepared", splits=list(direct))
     for split, data in direct.items():
         prepared = open_data("voc", tmp_path / "prepared", split)
         assert prepared.ids == data.ids and not isinstance(prepared, type(data))

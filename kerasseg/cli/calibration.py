@@ -80,12 +80,12 @@ def chosen_calibration(opened: Opened, options: argparse.Namespace, size: tuple[
 
 def _photographs(opened: Opened, options) -> tuple[str, list]:
     """What the photographs are called, and for each a function that reads it."""
-    from kerasseg.data import DATA_SETS
+    from kerasseg.data.table import DATA_SETS, is_known
 
     name = options.calibration or (opened.recipe and opened.recipe.data)
     if name is None:
         raise KerassegError(f"{opened.path} does not say what photographs are like it: pass --calibration DATA_OR_FOLDER for int8")
-    if name in DATA_SETS:
+    if is_known(name):
         return _of_data(opened, name, options)
     if not Path(name).is_dir():
         raise KerassegError(f"--calibration {name}: neither a folder nor a data set; {did_you_mean(str(name), DATA_SETS)}")

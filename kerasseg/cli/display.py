@@ -8,6 +8,9 @@ from typing import Any
 
 from kerasseg.cli.progress import Progress, duration
 
+# What goes before the first step and through all images → what it is called.
+_PREPARATIONS = {"stored": "storing features of {split}", "checked": "checking files", "searched": "searching labels"}
+
 
 class Display:
     """Takes what `kerasseg.training.train_recipe` reports: a bar for each stage on a terminal, lines in a log; then a summary.
@@ -36,7 +39,7 @@ class Display:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Shows one report."""
-        if "searched" in record or "stored" in record:
+        if not _PREPARATIONS.keys().isdisjoint(record):
             self._show_preparation(record)
             return
         self.reported = True
@@ -97,8 +100,8 @@ class Display:
 
     def _show_preparation(self, record) -> None:
         """What goes before the first step and goes through all images."""
-        title = f"storing features of {record['split']}" if "stored" in record else "searching labels"
-        done = record["stored"] if "stored" in record else record["searched"]
+        kind = next(kind for kind in _PREPARATIONS if kind in record)
+        title, done = _PREPARATIONS[kind].format(**record), record[kind]
         if self._preparing != title:
             self._close()
             self._preparing = title

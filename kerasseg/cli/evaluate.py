@@ -13,6 +13,7 @@ from kerasseg.cli.opening import (
     RUN_OR_FILE,
     Opened,
     add_data_options,
+    check_classes,
     chosen_data,
     open_chosen,
     open_run_or_model,
@@ -68,6 +69,8 @@ def run(arguments: Sequence[str]) -> None:
         second = _second(opened, options)
     data, name, split = _open_data(opened, options)
     networks = [opened] if second is None else [opened, second]
+    for each in networks:
+        check_classes(each, data, options.output)
     inferences = [chosen_inference(each, options, functools.partial(search_for, each, options)) for each in networks]
     names, evaluations = _names(networks), []
     folders = _folders(networks, names, name, split, options)

@@ -83,7 +83,8 @@ def _write(page: Path, options: argparse.Namespace, examined: Mapping[str, _Exam
     from kerasseg.evaluation.data_page import choose_samples, write_data_page
 
     # Labels are what there is to see.
-    shown = next((each for split, each in examined.items() if summaries[split]["labelled"]), next(iter(examined.values())))
+    sampled = next((split for split in examined if summaries[split]["labelled"]), next(iter(examined)))
+    shown = examined[sampled]
     write_data_page(
         page,
         options.name,
@@ -92,6 +93,7 @@ def _write(page: Path, options: argparse.Namespace, examined: Mapping[str, _Exam
         summaries,
         Counter(tuple(row["size"]) for row in distinct),
         samples=[shown.data[index] for index in choose_samples(shown.data, shown.rows, options.samples, options.seed)],
+        sampled=sampled,
         doubts=doubts,
         broken=broken,
     )
@@ -111,7 +113,7 @@ def _open_splits(name: str, source, splits: Sequence[str] | None, options: Mappi
             opened[split] = open_data(name, source, split, **options)
         except KerassegError as error:
             errors.append(error)
-            print(f"not there: {split} ({' '.join(str(error).split())})")
+            print(f"not there: {split} ({str(error).partition(': ')[0]})")
     if not opened:
         raise errors[0]
     return opened

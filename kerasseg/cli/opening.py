@@ -200,6 +200,37 @@ def open_chosen(opened: Opened, options, split: str, *, as_seen: bool = True):
     return hide_cues(data, opened.recipe.foreground, opened.recipe.background) if same and as_seen else data
 
 
+def check_classes(opened: Opened, data, output: str | None = None) -> None:
+    """Refuses data of as many classes as the run was trained on, but other ones: every score would be of another class.
+
+    Bare files, and tables whose classes are mere numbers, say nothing of it.
+
+    Args:
+        opened: The network.
+        data: What it is to be run on, of one label map.
+        output: Key of the output that is scored; `None`: the first.
+    Raises:
+        KerassegError: If the names differ anywhere.
+    """
+    table = opened.labels_of(output)
+    if table is None or table.num_classes != data.labels.num_classes or _are_numbers(table) or _are_numbers(data.labels):
+        return
+    for place, (own, other) in enumerate(zip(table.classes, data.labels.classes, strict=True)):
+        if own != other:
+            told = opened.recipe.data_arguments if opened.recipe else {}
+            values = " ".join(f"{name}={value}" for name, value in told.items())
+            way = f"--data-arguments {values}" if told else "no --data-arguments"
+            trained = f"; it was trained on {opened.recipe.data} with {way}" if opened.recipe else ""
+            raise KerassegError(
+                f"class {place} of {opened.path} is '{own}', of data set '{data.labels.name}' '{other}': expected the same classes "
+                f"in the same order{trained}"
+            )
+
+
+def _are_numbers(table: LabelTable) -> bool:
+    return table.classes == tuple(f"class {number}" for number in range(table.num_classes))
+
+
 def output_classes(model) -> int:
     """Counts the classes of a network's first output."""
     output = model.output

@@ -13,7 +13,7 @@ from typing import Any
 from kerasseg.crf import PARAMETERS
 from kerasseg.errors import KerassegError
 from kerasseg.recipes import RECIPES, Recipe, Stage
-from kerasseg.tables import did_you_mean
+from kerasseg.tables import did_you_mean, import_lazily
 
 # Set by --recipe, or only told.
 _NOT_OPTIONS = ("name", "stages", "paper", "expected", "command")
@@ -176,19 +176,24 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     Mappings are merged, the command line's entries first: of several multipliers that match, the first counts; `none` empties one.
     Paths become absolute, so that the run can be used from another folder. In a recipe with stages, the options hold in each of
     them, or in the one that `--stage` names; where the data lie and where it trains is always that of all, and what only
-    photographs go through reaches a stage that trains on features by its name alone. `--strategy one` alone takes the recipe's
-    replicas away: one device has none.
+    photographs go through reaches a stage that trains on features by its name alone. Of `--data-arguments` each stage gets those
+    that its data set takes. `--strategy one` alone takes the recipe's replicas away: one device has none.
 
     Args:
         recipe: The recipe.
         options: What `add_recipe_options` parsed, and `stage`.
     Raises:
-        KerassegError: If there is no such stage, or an option would make its stages one and the same.
+        KerassegError: If there is no such stage, an option would make its stages one and the same, or no data set takes one of
+            `data_arguments`.
     """
     given, chosen = _given(options), getattr(options, "stage", None)
     for name in ("data_dir", "weights", "boxes", "cache"):
         if given.get(name) and given[name] not in ("imagenet", "memory"):
             given[name] = _absolute(given[name])
+    if given.get("data_arguments"):
+        # Others do without the data sets, which take a moment to import.
+        arguments = import_lazily("kerasseg.cli.data_arguments")
+        given["data_arguments"] = arguments.with_absolute_places(recipe, given, _absolute)
     if given.get("strategy") == "one":
         given.setdefault("replicas", None)
     if chosen and not recipe.stages:
@@ -197,7 +202,8 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
         return recipe.override(**_merged(recipe, given))
     _check_contradictions(recipe, given)
     if not chosen:
-        return _changed_in_all(recipe, given)
+        changed = _changed_in_all(recipe, given)
+        return arguments.fitted_to_data(changed, given["data_arguments"]) if given.get("data_arguments") else changed
     recipe.stage(chosen)
     recipe = _changed_in_all(recipe, {name: value for name, value in given.items() if name in _OF_ALL_STAGES})
     own = {name: value for name, value in given.items() if name not in _OF_ALL_STAGES}
@@ -207,7 +213,8 @@ def with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 def _absolute(text: str) -> str:
     """Paths that hold in another folder, too; a union's data may lie in several, between commas."""
     parts = [text] if os.path.exists(text) else text.split(",")
-    return ",".join(part if "://" in part else os.path.abspath(part) for part in parts)
+    # A shell leaves `~` alone behind `name=`.
+    return ",".join(part if "://" in part else os.path.abspath(os.path.expanduser(part)) for part in parts)
 
 
 def _merged(recipe: Recipe, given: Mapping) -> dict:

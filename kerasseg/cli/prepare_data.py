@@ -16,7 +16,7 @@ from kerasseg.data.preparation.preparing import Outcome, prepare
 from kerasseg.data.preparation.stored import table_from_json
 from kerasseg.errors import KerassegError
 
-_MOST_JOBS, _TOLD = 8, 20
+_MOST_JOBS, _TOLD, _MANY = 8, 20, 4
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,7 +106,9 @@ def _show(outcome: Outcome, smallest: int) -> None:
             print(line)
     print()
     for split, reason in outcome.left_out.items():
-        print(f"not there: {split} ({reason})")
+        print(f"not there: {split} ({reason.partition(': ')[0]})")
+    for split, reason in outcome.kept.items():
+        print(f"kept as it was: {split} ({reason.partition(': ')[0]})")
     for names, what in ((outcome.changed, "changed since the last time, done again"), (outcome.gone, "no longer there, taken out")):
         _tell(what, names)
     _tell("broken, left out", [row["error"] for row in outcome.broken])
@@ -139,19 +141,22 @@ def _split_lines(splits) -> list[list[str]]:
 
 
 def _class_lines(splits, head: str, table, several: bool) -> list[list[str]]:
-    """Pixels of each class and their share of the labelled ones; weights of the first split with labels."""
+    """Pixels of each class and their share of the labelled ones, of many splits that alone; weights of the first with labels."""
     labelled = {split: found["heads"][head] for split, found in splits.items() if found["labelled"]}
     if not labelled:
         return []
     title = f"class ({head})" if several else "class"
     weighed = next((split for split in labelled if "train" in split), next(iter(labelled)))
     weights = labelled[weighed]["median_frequency_weights"] or [0.0] * table.num_classes
-    lines = [[title, *(word for split in labelled for word in (f"{split}, pixels", "%")), f"weight, {weighed}"]]
+    # A line shall fit on a screen.
+    first = 0 if len(labelled) < _MANY else 1
+    titles = [word for split in labelled for word in (f"{split}, pixels", "%" if first == 0 else f"{split}, %")[first:]]
+    lines = [[title, *titles, f"weight, {weighed}"]]
     for label, name in enumerate(table.classes):
         cells = [_share(found["pixels"][label], sum(found["pixels"])) for found in labelled.values()]
-        lines.append([name, *(word for cell in cells for word in cell), f"{weights[label]:.4f}"])
+        lines.append([name, *(word for cell in cells for word in cell[first:]), f"{weights[label]:.4f}"])
     cells = [_share(found["ignored"], sum(found["pixels"]) + found["ignored"]) for found in labelled.values()]
-    return [*lines, ["ignored, of all pixels", *(word for cell in cells for word in cell), ""]]
+    return [*lines, ["ignored, of all pixels", *(word for cell in cells for word in cell[first:]), ""]]
 
 
 def _share(count: int, total: int) -> tuple[str, str]:

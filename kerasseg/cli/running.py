@@ -22,7 +22,7 @@ _OTHER_FOLDER = "name a folder that can be written (--run-dir, --out), or make t
 _NO_FOLDER = "expected a folder, received a file: name another (--run-dir, --out) or move the file away, then {again}"
 _OF_A_RUN = "expected a folder, received a file of the run there: name another (--run-dir, --out), then {again}"
 # What is a file, and what a folder, of a run that was begun.
-_FILES = ("log.jsonl", "model.keras", "recipe.json", "labels.json", "environment.json")
+_FILES = ("log.jsonl", "model.keras", "recipe.json", "labels.json", "data.json", "environment.json")
 _WRITTEN = (*_FILES, "checkpoints", "stages", "tensorboard")
 # What the system refused → what to do about it.
 _REMEDIES = {

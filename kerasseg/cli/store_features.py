@@ -5,7 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kerasseg.cli.opening import Opened, add_data_arguments, chosen_data, open_chosen, open_run_or_model, output_classes
+from kerasseg.cli.opening import (
+    Opened,
+    add_data_arguments,
+    check_classes,
+    chosen_data,
+    open_chosen,
+    open_run_or_model,
+    output_classes,
+)
 from kerasseg.cli.options import parse_number, parse_size
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command
@@ -68,14 +76,14 @@ def run(arguments: Sequence[str]) -> None:
 def _open_data(opened: Opened, options) -> DataSet:
     name, _, _ = chosen_data(opened, options)
     data = open_chosen(opened, options, options.split)
-    known = opened.labels.classes if opened.labels else None
     number = output_classes(opened.model)
-    if number != data.labels.num_classes or known not in (None, data.labels.classes):
-        of = f" ({', '.join(known[:3])}, …)" if known else ""
+    if number != data.labels.num_classes:
+        of = f" ({', '.join(opened.labels.classes[:3])}, …)" if opened.labels else ""
         raise KerassegError(
             f"{opened.path} has {number} classes{of}, data set '{name}' has {data.labels.num_classes} "
             f"({', '.join(data.labels.classes[:3])}, …): features are for training on the same classes; name the network's data"
         )
+    check_classes(opened, data)
     return data
 
 

@@ -21,7 +21,15 @@ from kerasseg.cli.inference import (
     search_folder,
     search_split,
 )
-from kerasseg.cli.opening import Opened, add_data_options, chosen_arguments, chosen_data, open_chosen, open_run_or_model
+from kerasseg.cli.opening import (
+    Opened,
+    add_data_options,
+    check_classes,
+    chosen_arguments,
+    chosen_data,
+    open_chosen,
+    open_run_or_model,
+)
 from kerasseg.cli.progress import Progress
 from kerasseg.cli.running import make_parser, run_command, start_tensorflow
 from kerasseg.cli.values import parse_values
@@ -148,6 +156,7 @@ def tune(opened: Opened, options) -> Path:
     name, data_dir, _ = chosen_data(opened, options)
     split = options.split or search_split(opened, options)
     data = scored_head(open_chosen(opened, options, split), opened.model, options.output)
+    check_classes(opened, data, options.output)
     if not data.photographs:
         raise KerassegError(f"data set '{name}' holds maps of a network: a CRF needs photographs, such as --data camvid")
     if not len(data):

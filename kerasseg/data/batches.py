@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from kerasseg.data.records import DataSet
 from kerasseg.data.sampling import Sampler, class_balance, example_rng
-from kerasseg.data.transforms import compose, static_size
+from kerasseg.data.transforms import ColorJitter, compose, static_size
+from kerasseg.data.transforms.changes import flat
 from kerasseg.data.transforms.resizing import place_into
 from kerasseg.data.workers import CALLS, Workers
 from kerasseg.errors import KerassegError
@@ -97,6 +98,7 @@ def training_batches(
     if sampling == "balanced" and weights is None:
         weights = class_balance(data)
     sampler = Sampler(_checked_length(data), seed, sampling, weights)
+    _check_colors(transforms, data)
     augment, size, part = compose(transforms), static_size(transforms), batch_size // share.slices
     workers = Workers(threads)
 
@@ -113,7 +115,7 @@ def training_batches(
 
         count = share.count * part
         if size is None:
-            return _stack(workers.map(pair, range(count)), fill or data.mean)
+            return _stack(workers.map(pair, range(count)), data.mean if fill is None else fill)
         images, labels = _blank(count, size, data)
         workers.map(lambda k: write(k, images[k], labels[k]), range(count))
         return images, labels
@@ -171,6 +173,12 @@ def _check_positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise KerassegError(f"received {name}={number}: expected 1 or more")
+
+
+def _check_colors(transforms, data: DataSet) -> None:
+    colors = getattr(data, "colors", 3) if getattr(data, "photographs", True) else 0
+    if colors < 3 and any(isinstance(transform, ColorJitter) for transform in flat(transforms)):
+        raise KerassegError(f"data set '{data.labels.name}' has no colours to change: leave ColorJitter out (color_jitter=0)")
 
 
 def _checked_length(data: DataSet) -> int:
@@ -234,6 +242,9 @@ def _mapped(numbers, batch, batch_size: int | None, size, slices: int, data: Dat
         except KerassegError as error:
             # Subclasses too arrive under the one name that unwrap_error looks for.
             raise KerassegError(str(error)) from error
+        except OSError as error:
+            reason = " ".join(str(error.strerror or error).split())
+            raise KerassegError(f"{error.filename or 'a file'} cannot be read: {reason}") from error
 
     def load(t):
         image, label = tf.numpy_function(one_line, [t], (tf.float32, tf.int32))

@@ -9,7 +9,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +70,9 @@ def check_example(data: DataSet, index: int) -> Example:
         if example.label is not None:
             _check_label(data, example)
         if files:
-            _check_photograph(data, files[0], example)
+            _check_photograph(data, files, example)
+        origin, place = _origin(data, index)
+        origin.check(place, example)
         return example
     except KerassegError:
         raise
@@ -91,9 +93,14 @@ def files_of(data: DataSet, index: int) -> tuple:
         The files, the image first; none where there are none, or those of a prepared folder, which are compared with their
         checksums when they are read.
     """
+    data, index = _origin(data, index)
+    return data.files(index) if isinstance(data, FileDataSet) and data.prepared is None else ()
+
+
+def _origin(data: DataSet, index: int) -> tuple[DataSet, int]:
     while (place := getattr(data, "place", None)) is not None:
         data, index = place(index)
-    return data.files(index) if isinstance(data, FileDataSet) and data.prepared is None else ()
+    return data, index
 
 
 def check_file(path) -> None:
@@ -183,17 +190,24 @@ def _check_label(data: DataSet, example: Example) -> None:
             )
 
 
-def _check_photograph(data: DataSet, path, example: Example) -> None:
+def _check_photograph(data: DataSet, files: Sequence, example: Example) -> None:
     """Refuses what decodes as a picture but is none: numbers without a white, and the mask in the image's place."""
+    path, *others = files
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return
     with path.open("rb") as file, Image.open(file) as image:
         mode = image.mode
     if mode == "F":
         raise KerassegError(f"image {path} holds floating-point numbers, of which nobody knows which is white: save it with 8 bits")
-    if mode not in ("1", "L", "P") or example.label is None or data.heads or not _is_mask(path, data, example):
+    indices = mode in ("1", "L", "P") and example.label is not None and not data.heads
+    if not any(_is_same(path, other) for other in others) and not (indices and _is_mask(path, data, example)):
         return
     raise KerassegError(f"image {path} is the mask of the same example: expected the photograph; copy the file again")
+
+
+def _is_same(path, other) -> bool:
+    """Whether two files have the same content, such as a mask in colours that was copied in the place of the image."""
+    return path.stat().st_size == other.stat().st_size and path.read_bytes() == other.read_bytes()
 
 
 def _is_mask(path, data: DataSet, example: Example) -> bool:

@@ -111,18 +111,26 @@ def decode_label(path, labels: LabelTable) -> np.ndarray:
 
 def _check_palette(mask: Image.Image, path, labels: LabelTable) -> None:
     """Refuses a palette file whose colours are all classes, but other ones than its indices say (an editor sorts palettes)."""
+    other, unknown = _palette_meaning(mask.palette.tobytes(), mask.palette.mode, labels)
+    # Of most files no index can mean another class: which ones they hold need not be counted.
+    if not (other & ~unknown).any():
+        return
     held = np.array(mask.histogram())
-    ramp = Image.frombytes("P", (len(held), 1), bytes(range(len(held))))
-    ramp.putpalette(mask.palette)
-    # Of each index that the file holds, not of each pixel: that takes longer than to decode it.
-    meaning, unknown = (part[0] for part in _meanings(_pack(np.asarray(ramp.convert("RGB"))), labels))
-    index = _index_lookup(labels)[np.arange(len(held)) - _FIRST_VALUE]
-    count = int(held[meaning != index].sum())
+    count = int(held[other].sum())
     if count and not unknown[held > 0].any():
         raise KerassegError(
             f"mask {path} is a palette file whose colours and indices name different classes of '{labels.name}' ({count} pixels): "
             "save it as RGB if the colours are right, as grey if the indices are"
         )
+
+
+@lru_cache(maxsize=64)
+def _palette_meaning(palette: bytes, mode: str, labels: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    """For each index whether its colour means another class, and whether it means none. The files of a data set share a palette."""
+    ramp = Image.frombytes("P", (256, 1), bytes(range(256)))
+    ramp.putpalette(palette, mode)
+    meaning, unknown = (part[0] for part in _meanings(_pack(np.asarray(ramp.convert("RGB"))), labels))
+    return meaning != _index_lookup(labels)[np.arange(256) - _FIRST_VALUE], unknown
 
 
 @lru_cache(maxsize=16)

@@ -31,6 +31,16 @@ class _Crops(Derived):
             ids.append(f"{data.ids[index]}#{numbers[index]}")
         super().__init__(data, ids)
 
+    def cut_from(self, index: int) -> tuple[DataSet, int]:
+        """Tells what a window is cut from; this is no `place`, since the example there has another image.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            The data set, and the index in it.
+        """
+        return self._data, self.windows[index][0]
+
     def read(self, index: int) -> Example:
         """Reads an image and cuts the window out."""
         source, box = self.windows[index]

@@ -1,5 +1,6 @@
 """Where data lie: on a disk, or beyond `scheme://` where TensorFlow reads."""
 
+import os
 from pathlib import Path
 
 from kerasseg.errors import KerassegError
@@ -56,7 +57,7 @@ def check_folder(data_dir, name: str, layout: str) -> Path:
         name: Of the data set.
         layout: What the folder is expected to hold, for the message.
     Returns:
-        The folder.
+        The folder; on a disk from the root on, so that it has a name and folders above it, also where `.` was given.
     Raises:
         KerassegError: If it was not or is not.
     """
@@ -72,4 +73,4 @@ def check_folder(data_dir, name: str, layout: str) -> Path:
         ) from error
     if not found:
         raise KerassegError(f"data set '{name}' received data_dir '{data_dir}', which is no folder: expected {layout}; {remedy}")
-    return folder
+    return Path(os.path.abspath(folder)) if isinstance(folder, Path) else folder

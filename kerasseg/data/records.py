@@ -50,6 +50,8 @@ class DataSet:
 
     # RGB photographs of three channels, 0–255; else maps of a network.
     photographs, channels = True, 3
+    # How many of them, the first ones, are red, green and blue of a photograph: what may be recoloured.
+    colors = 3
     # Of a data set with several label maps an example: head of the network → what its labels mean. `labels` is the first's.
     heads: Mapping[str, LabelTable] | None = None
     # Of a data set for a network of several inputs: name of the input → its channels, in the order in which `image` has them.
@@ -58,10 +60,22 @@ class DataSet:
     splits: tuple[str, ...] = ("train", "val", "trainval", "test")
     # Under which name `prepare_data` keeps the files, where several data sets are made of the same ones; `None`: its own.
     family: str | None = None
-    # Whether people add examples to their folder: what was prepared is then used only while it has the same ones.
-    grows = False
+    # By the ids of which data set its photographs are known, where several have the same ones.
+    photographs_of: str | None = None
+    # Options that say only where further files lie: what was prepared holds whatever they say.
+    places: tuple[str, ...] = ()
+    # Options that only choose among what there is: all of it is prepared, whatever they say.
+    choices: tuple[str, ...] = ()
+    # Whether opening takes more than a second: what was prepared is then used without asking whether the lists are still the same.
+    slow_to_open = False
     # What it was opened from, where `tools/prepare_data.py` made it: files are compared with their checksums when they are read.
     prepared = None
+
+    def __new__(cls, *arguments, **options):
+        """Keeps what it is made with, by which a cache tells data sets of the same files apart."""
+        data = super().__new__(cls)
+        data.made_with = arguments, options
+        return data
 
     def __init__(self, labels: LabelTable, ids: Iterable[str], mean: tuple[float, ...] = DEFAULT_MEAN):
         self.labels = labels
@@ -122,6 +136,16 @@ class DataSet:
             return {"image": example.image, "mask": label}
         roles = ["mask", *(f"mask_{head}" for head in list(self.heads)[1:])]
         return {"image": example.image, **{role: label[..., place] for place, role in enumerate(roles)}}
+
+    def check(self, index: int, example: Example) -> None:
+        """Checks what `prepare_data` keeps of an example but `read` does not look at.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+            example: What was read.
+        Raises:
+            KerassegError: If something is wrong with it.
+        """
 
     @classmethod
     def splits_of(cls, data_dir, **options) -> tuple[str, ...]:

@@ -153,9 +153,13 @@ class RemotePath:
         except tf.errors.NotFoundError:
             return False
 
+    @_as_os_errors
     def is_file(self) -> bool:
         """Tells whether there is a file."""
-        return self.exists() and not self.is_dir()
+        try:
+            return not tf.io.gfile.stat(self.url).is_directory
+        except tf.errors.NotFoundError:
+            return False
 
     @_as_os_errors
     def stat(self) -> os.stat_result:

@@ -1,6 +1,7 @@
 """The built-in data set: drawn pictures of shapes, for first runs and tests. Needs no file."""
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,9 @@ class Shapes(DataSet):
         ((96, 128, 3), dtype('int32'), 'val_00003')
     """
 
-    def __init__(self, data_dir=None, split: str = "train", size=(96, 128), length: int | None = None, seed: int = 0):
+    def __init__(
+        self, data_dir=None, split: str = "train", size: Sequence[int] = (96, 128), length: int | None = None, seed: int = 0
+    ):
         if data_dir is not None:
             raise KerassegError(
                 f"data set 'shapes' is drawn but received data_dir '{data_dir}': leave it out; your own images are 'folder'"

@@ -1,13 +1,14 @@
 """The table of the data sets, and how one is opened."""
 
-import inspect
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kerasseg.data.paths import data_path, several_places
-from kerasseg.data.preparation.prepared import open_prepared
+from kerasseg.data.preparation.prepared import find_prepared, open_prepared
 from kerasseg.data.records import DataSet
+from kerasseg.data.signatures import check_value, options_of
 from kerasseg.data.views.union import Union
 from kerasseg.errors import KerassegError
 from kerasseg.tables import LazyTable, did_you_mean
@@ -49,6 +50,9 @@ def open_data(name: str, /, data_dir=None, split: str = "train", **options) -> D
     `data_dir` is then a folder that holds a folder of each name, or that the loader of each finds its files in, or as many
     folders joined by commas. One name with several splits is their union.
 
+    So that the stages of a recipe share one `data_dir`, one name takes such folders, too: a folder that holds one of that name, or
+    several joined by commas, of which it opens the first that holds the data set.
+
     Where the folder, or `kerasseg-<name>` in it, was made by `tools/prepare_data.py`, the prepared data are opened.
 
     Args:
@@ -59,15 +63,18 @@ def open_data(name: str, /, data_dir=None, split: str = "train", **options) -> D
     Returns:
         The opened data set; files are listed and paired, not yet decoded.
     Raises:
-        KerassegError: If the name or an option is unknown, or the folder is not laid out as expected.
+        KerassegError: If the name or an option is unknown or an option of another type than it is, or the folder is not laid out
+            as expected.
     Example:
         >>> len(open_data("shapes", split="val", length=8))
         8
     """
-    if split is not None and (JOINT in name or JOINT in split):
+    check_value(name, "data_dir", data_dir, str | os.PathLike | None)
+    check_value(name, "split", split, str)
+    if JOINT in name or JOINT in split:
         return _open_union(name, data_dir, split, options)
-    _check_options([name], options)
-    return _open_one(name, data_dir, split, options)
+    check_options([name], options)
+    return _open_first(name, _places([name], data_dir)[0], split, options)
 
 
 def is_known(name: str) -> bool:
@@ -81,16 +88,49 @@ def is_known(name: str) -> bool:
     return all(part in DATA_SETS for part in name.split(JOINT))
 
 
-def _takes(name: str) -> list[str]:
-    return [option for option in inspect.signature(DATA_SETS[name]).parameters if option not in ("data_dir", "split")]
+def check_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuses options that none of some data sets takes, and values that are not of an option's type.
 
-
-def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
-    known = list(dict.fromkeys(option for name in names for option in _takes(name)))
-    for option in options:
+    Args:
+        names: Of the data sets.
+        options: What was given.
+    Raises:
+        KerassegError: If there is one.
+    """
+    takes = {name: options_of(DATA_SETS[name]) for name in names}
+    known = list(dict.fromkeys(option for own in takes.values() for option in own))
+    for option, value in options.items():
         if option not in known:
             answer = did_you_mean(option, known) if known else "it takes only data_dir and split"
             raise KerassegError(f"data set '{JOINT.join(names)}' has no option '{option}': {answer}")
+        for name, own in takes.items():
+            if option in own:
+                check_value(name, option, value, own[option])
+
+
+def _open_first(name: str, places: Sequence, split: str, options: Mapping[str, Any]) -> DataSet:
+    """Opens a data set in the first of some places that has it."""
+    refusals = {}
+    for place in places:
+        try:
+            return _open_one(name, _own_folder(name, place), split, options)
+        except KerassegError as error:
+            refusals.setdefault(str(error), error)
+    if len(refusals) == 1:
+        raise next(iter(refusals.values()))
+    raise KerassegError(f"none of {len(places)} folders will do for data set '{name}': {'; '.join(refusals)}")
+
+
+def _own_folder(name: str, place):
+    """Where a data set lies, in a folder that may hold one for each name."""
+    if place is None:
+        return None
+    root, family = data_path(place), DATA_SETS[name].family
+    # What was prepared in a folder is of the folder itself.
+    if find_prepared(root, name, family) is not None:
+        return place
+    inside = [root / each for each in dict.fromkeys((name, family)) if each]
+    return next((folder for folder in inside if folder.is_dir()), place)
 
 
 def _open_one(name: str, data_dir, split: str, options: Mapping[str, Any]) -> DataSet:
@@ -99,7 +139,7 @@ def _open_one(name: str, data_dir, split: str, options: Mapping[str, Any]) -> Da
     if data is None:
         data = data_set(data_dir, split, **options)
     # By these a cache tells apart what was made of the same files.
-    data.opened_with = {"name": name, **options}
+    data.opened_with = {"data_set": name, **options}
     return data
 
 
@@ -110,13 +150,17 @@ def _open_union(name: str, data_dir, split: str, options: Mapping[str, Any]) -> 
         raise KerassegError(
             f"data sets '{name}' received the splits '{split}': expected one for all, or {len(names)} joined by '{JOINT}'"
         )
+    folders = _places(names, data_dir) * (count // len(names))
     names, splits = names * (count // len(names)), splits * (count // len(splits))
-    _check_options(names, options)
-    folders = _folders(names, data_dir)
+    check_options(names, options)
+    parts = [(part, tuple(places), each) for part, places, each in zip(names, folders, splits, strict=True)]
+    for part, places, each in parts:
+        if parts.count((part, places, each)) > 1:
+            raise KerassegError(f"data sets '{name}' received split '{each}' of '{part}' twice, of one folder: name each once")
     named = {}
-    for part, folder, each in zip(names, folders, splits, strict=True):
-        known = _takes(part)
-        data = _open_one(part, folder, each, {option: value for option, value in options.items() if option in known})
+    for part, places, each in zip(names, folders, splits, strict=True):
+        known = options_of(DATA_SETS[part])
+        data = _open_first(part, places, each, {option: value for option, value in options.items() if option in known})
         title = part if Counter(names)[part] == 1 else f"{part}:{each}"
         if title in named:
             title = f"{title}:{len(named)}"
@@ -124,17 +168,16 @@ def _open_union(name: str, data_dir, split: str, options: Mapping[str, Any]) -> 
     return Union(named)
 
 
-def _folders(names: list[str], data_dir) -> list:
-    """Where each data set of a union lies."""
-    if data_dir is None:
-        return [None] * len(names)
-    places = several_places(data_dir)
+def _places(names: list[str], data_dir) -> list[list]:
+    """Where each data set may lie: several have each their own place, one has any of them."""
+    places = [data_dir] if data_dir is None else several_places(data_dir)
     if len(places) == 1:
-        root = data_path(data_dir)
-        return [root / name if (root / name).is_dir() else root for name in names]
+        return [[data_dir]] * len(names)
+    if len(names) == 1:
+        return [list(places)]
     if len(places) != len(names):
         raise KerassegError(
             f"data sets '{JOINT.join(names)}' received {len(places)} folders, '{data_dir}': expected one that holds all, or "
             f"{len(names)} joined by commas"
         )
-    return list(places)
+    return [[place] for place in places]

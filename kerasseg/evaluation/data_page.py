@@ -23,6 +23,7 @@ def write_data_page(
     sizes: Mapping[tuple[int, int], int],
     *,
     samples: Sequence[Example] = (),
+    sampled: str = "",
     doubts: Sequence[str] = (),
     broken: Sequence[Broken] = (),
 ) -> None:
@@ -36,6 +37,7 @@ def write_data_page(
         summaries: Split → what it gives of that.
         sizes: Height and width in pixels → number of images.
         samples: Examples to be shown.
+        sampled: The split that they are from.
         doubts: Lines of `kerasseg.data.preparation.doubts.find_doubts`.
         broken: Examples that cannot be used.
     """
@@ -50,6 +52,7 @@ def write_data_page(
         broken=[one.reason for one in broken[:_NAMED]],
         more_broken=max(0, len(broken) - _NAMED),
         samples=[_sample(example, heads) for example in samples],
+        sampled=sampled,
         legends=[(title, _legend(place, table, samples)) for place, (title, table) in enumerate(titled)],
         classes=[(title, _classes(head, table, summaries)) for head, (title, table) in zip(heads, titled, strict=True)],
         splits=_splits(summaries),
@@ -114,7 +117,8 @@ def _sample(example: Example, heads: Mapping[str, LabelTable]) -> dict[str, Any]
         "id": example.id,
         "size": f"{width} × {height} px",
         "wide": len(shown) > 3,
-        "shown": [{"what": what, **one._asdict()} for what, one in shown],
+        # Classes have no shades between them.
+        "shown": [{"what": what, "sharp": what.endswith("labels"), **one._asdict()} for what, one in shown],
     }
 
 
@@ -139,7 +143,6 @@ def _classes(head: str, table: LabelTable, summaries) -> list[dict[str, Any]]:
     found = [(split["heads"][head], split["labelled"]) for split in summaries.values() if split["labelled"]]
     shares = [np.array(one["pixels"]) / max(1, sum(one["pixels"])) for one, _ in found]
     images = [np.array(one["in_images"]) / count for one, count in found]
-    longest = max((share.max() for share in shares), default=0) or 1
     return [
         {
             "name": name,
@@ -147,7 +150,7 @@ def _classes(head: str, table: LabelTable, summaries) -> list[dict[str, Any]]:
             "cells": [
                 {
                     "pixels": share[label],
-                    "bar": float(np.sqrt(share[label] / longest)),
+                    "bar": float(np.sqrt(share[label])),
                     "images": image[label],
                 }
                 for share, image in zip(shares, images, strict=True)

@@ -10,7 +10,7 @@ import keras
 from kerasseg.backbones import BACKBONES
 from kerasseg.backbones.building import accepts
 from kerasseg.backbones.quantizing import with_simulated_int8
-from kerasseg.data import DATA_SETS, Bootstrapped, Cached, DataSet, hide_cues, open_data, read_boxes, without_broken
+from kerasseg.data import DATA_SETS, Bootstrapped, Cached, DataSet, Subset, hide_cues, open_data, read_boxes, without_broken
 from kerasseg.data.class_counts import check_one_map
 from kerasseg.data.transforms import (
     ColorJitter,
@@ -28,6 +28,7 @@ from kerasseg.layers import Preprocessing
 from kerasseg.models import MODELS
 from kerasseg.models.crf_rnn import with_crf_rnn
 from kerasseg.recipes.base import Recipe
+from kerasseg.recipes.remembered import remembered
 from kerasseg.tables import did_you_mean, import_lazily
 
 EXAMPLES = ("images", "objects", "proposals")
@@ -137,15 +138,18 @@ def _prepared(recipe: Recipe, data: DataSet) -> DataSet:
 
 
 def open_training_data(
-    recipe: Recipe, report: Callable[[int, int], None] | None = None, notice: Callable[[str], None] | None = None
+    recipe: Recipe,
+    report: Callable[[int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+    checked: Callable[[int, int], None] | None = None,
 ) -> DataSet:
     """Opens what a recipe trains on: its split, with the images of its `bootstrap_classes` twice, or its `examples` cut out of it.
 
     Args:
         recipe: The recipe.
-        report: Called while files are checked, or the labels are searched for those classes or for objects, with the number read
-            and of all.
+        report: Called while the labels are searched for those classes or for objects, with the number read and of all.
         notice: Called with each line that a person should see: where the images come from, and which are left out as broken.
+        checked: As `report`, while files are checked for `skip_broken`: once in a process, as long as none changes.
     Raises:
         KerassegError: As `open_recipe_data`, or if a class is unknown or nowhere to be found, the boxes cannot be used, or every
             image is broken.
@@ -161,7 +165,7 @@ def open_training_data(
     if recipe.examples != "images":
         check_one_map(data)
     if recipe.skip_broken:
-        data = _without_broken(data, report, notice)
+        data = _without_broken(recipe, data, checked, notice)
     data = _prepared(recipe, data)
     if recipe.bootstrap_classes:
         data = Bootstrapped(data, recipe.bootstrap_classes, report)
@@ -174,9 +178,15 @@ def open_training_data(
     return crops.ProposalCrops(data, boxes, where=f"'{recipe.boxes}'", report=report)
 
 
-def _without_broken(data: DataSet, report, notice) -> DataSet:
+def _without_broken(recipe: Recipe, data: DataSet, report, notice) -> DataSet:
     """Leaves out what cannot be trained on, and says of each why."""
-    left, broken = without_broken(data, report)
+
+    def check():
+        left, broken = without_broken(data, report)
+        return broken and left.indices, broken
+
+    indices, broken = remembered("broken", recipe, data, check, as_opened=True)
+    left = Subset(data, indices) if broken else data
     if broken and notice:
         for one in broken:
             notice(f"left out '{one.id}': {one.reason}")

@@ -119,7 +119,8 @@ DEEPLAB_V3_CITYSCAPES = _recipe(
 # 3,475 finely and 20,000 coarsely labelled images together; evaluated with six scales at output stride 4.
 DEEPLAB_V3_CITYSCAPES_COARSE = DEEPLAB_V3_CITYSCAPES.override(
     name="deeplab_v3_cityscapes_coarse",
-    split="trainval_coarse",
+    # `trainval_coarse` in three words, so that the counts of all are told.
+    split="train+val+train_extra",
     validation_split=None,
     validate_every=None,
     paper=f"{_PAPER}, Table 13",

@@ -1,10 +1,11 @@
 """Run directories: what lies in them, and where they are."""
 
+import hashlib
 import json
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ from kerasseg.runs.files import atomic_path, naming, sweep, write_json
 
 
 class Run:
-    """A run directory: recipe.json, labels.json, environment.json, log.jsonl, checkpoints/, model.keras, report/.
+    """A run directory: recipe.json, labels.json, data.json, environment.json, log.jsonl, checkpoints/, model.keras, report/.
 
     A run in several stages has one such directory for each of them, `stages/<n>-<name>/`.
 
@@ -33,6 +34,7 @@ class Run:
         self.tensorboard_path = self.path / "tensorboard"
         self.recipe_path = self.path / "recipe.json"
         self.labels_path = self.path / "labels.json"
+        self.data_path = self.path / "data.json"
 
     def stage(self, number: int, name: str) -> "Run":
         """Gives the run of one stage, counted from 1. What a person resumes is still the whole."""
@@ -50,19 +52,50 @@ class Run:
         """Whether a run was begun here."""
         return self.recipe_path.is_file()
 
-    def begin(self, recipe: Mapping[str, Any], labels: LabelTable, heads: Mapping[str, LabelTable] | None = None) -> None:
+    def begin(
+        self,
+        recipe: Mapping[str, Any],
+        labels: LabelTable,
+        heads: Mapping[str, LabelTable] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
         """Writes the environment, names and colours of the classes, and last the recipe: before it is there, nothing was begun.
 
         Args:
             recipe: JSON-ready values.
             labels: The classes; of a network of several heads those of the first.
             heads: Head → its classes, of such a network.
+            ids: Names of the examples that it trains on, which `check_ids` compares; `None` where a run has none of its own.
         """
         sweep(self.path)
         write_json(self.path / "environment.json", environment())
         each = {"heads": {name: _table_json(table) for name, table in heads.items()}} if heads else {}
         write_json(self.labels_path, {**_table_json(labels), **each})
+        if ids is not None:
+            write_json(self.data_path, _ids_json(ids))
         write_json(self.recipe_path, recipe)
+
+    def check_ids(self, ids: Sequence[str], name: str) -> None:
+        """Refuses to go on with other examples: each later position of the training sequence would name another one.
+
+        Args:
+            ids: Names of the examples that it would train on.
+            name: What the data set is called.
+        Raises:
+            KerassegError: If they are not those that the run was begun on. Runs of releases that did not keep them go on.
+        """
+        if not self.data_path.is_file():
+            return
+        now, way_on = _ids_json(ids), "restore the data, or choose a new --run-dir"
+        try:
+            before = json.loads(self.data_path.read_text())
+            same, count = before == now, int(before["examples"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise KerassegError(f"{self.data_path} is damaged ({type(error).__name__}: {error}): choose a new --run-dir") from error
+        if count != len(ids):
+            raise KerassegError(f"{self.path} was begun on {count} images, data set '{name}' now has {len(ids)}: {way_on}")
+        if not same:
+            raise KerassegError(f"{self.path} was begun on {count} images of other names than data set '{name}' now has: {way_on}")
 
     def update(self, recipe: Mapping[str, Any]) -> None:
         """Records what a resumed run changes of its recipe."""
@@ -148,6 +181,10 @@ class Run:
         """Writes model.keras atomically by `save(path)`."""
         with atomic_path(self.model_path) as temporary:
             save(temporary)
+
+
+def _ids_json(ids: Sequence[str]) -> dict[str, Any]:
+    return {"examples": len(ids), "ids": hashlib.sha256("\n".join(ids).encode()).hexdigest()}
 
 
 def _table_json(table: LabelTable) -> dict[str, Any]:

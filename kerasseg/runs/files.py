@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,31 @@ def atomic_path(path: str | Path):
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
                 _writing.discard(Path(temporary).name)
+
+
+def atomic_link(source: str | Path, path: str | Path) -> None:
+    """Makes a file available under another name, too; what is there before is replaced at one stroke.
+
+    Args:
+        source: The file. Its mode stays as it is, since both names have one.
+        path: The other name; its folder is made if it is missing.
+    Raises:
+        OSError: If there can be no link; `filename` is then the other name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_prefix()}{uuid.uuid4().hex}{path.suffix}")
+    _writing.add(temporary.name)
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        # Replacing a name by another one of the same file leaves both.
+        temporary.unlink(missing_ok=True)
+        _writing.discard(temporary.name)
 
 
 @contextmanager

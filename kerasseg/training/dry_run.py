@@ -29,7 +29,7 @@ from kerasseg.training.feature_stages import (
     recorded_origin,
 )
 from kerasseg.training.features import SampleFeatures
-from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, feed, one_line_errors, start_from
+from kerasseg.training.parts import StrategyMaker, check_recipe, check_resumption, feed, note_overlap, one_line_errors, start_from
 from kerasseg.training.recording import validate
 from kerasseg.training.session import check_iterations, restore
 from kerasseg.training.stages import check_predecessors, check_same_stages, sources_of_init, stage_origin, stage_runs
@@ -155,6 +155,8 @@ def dry_run(
             photographs = recipe = recipe.on_features(feature_folder(run))
     notices: list[str] = []
     data, trainer = check_recipe(recipe, strategies=strategies, origin=origin, notice=notices.append)
+    if resumed and not recipe.features:
+        run.check_ids(data.ids, photographs.data)
     if recipe.features:
         recipe = recipe.on_features("")
     new_layers = None
@@ -166,6 +168,7 @@ def dry_run(
             build_network(recipe, data.num_classes)
         new_layers = start_from(trainer.model, sources) if sources else None
     validation = open_recipe_data(photographs, photographs.validation_split) if recipe.validate_every else None
+    note_overlap(data, validation, notices.append)
     if not isinstance(data, SampleFeatures):
         return dataclasses.replace(_measure(recipe, trainer, data, validation, new_layers), notices=notices)
     validation = validation and data.of(validation)

@@ -1,7 +1,6 @@
 """What a training run consists of, made from its recipe, and whether a recipe can be followed at all."""
 
 import re
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import tensorflow as tf
 from kerasseg.data import DataSet, Share, training_batches, unwrap_error
 from kerasseg.data.sampling import class_balance
 from kerasseg.data.transforms import static_size
+from kerasseg.data.views.union import shared_examples
 from kerasseg.errors import KerassegError, first_line
 from kerasseg.evaluation import load_model
 from kerasseg.evaluation.loading import check_forms
@@ -28,6 +28,7 @@ from kerasseg.recipes.building import (
     recipe_transforms,
     training_network,
 )
+from kerasseg.recipes.remembered import remembered
 from kerasseg.runs import Run
 from kerasseg.runtimes import is_exported
 from kerasseg.tables import did_you_mean
@@ -53,9 +54,6 @@ _FIXED = (
 _TOO_SMALL = re.compile(r"(expected height and width of at least [^\]]+)\]")
 # Images of which no side is smaller fit into every network there is.
 _DEEPEST = 128
-
-# Of data that are balanced by class: batches begin anew with each start, labels are read once.
-_BALANCES: "weakref.WeakKeyDictionary[DataSet, np.ndarray]" = weakref.WeakKeyDictionary()
 
 # Makes the strategy of a recipe: called once for all stages, because the workers of a cluster join once.
 StrategyMaker = Callable[..., tf.distribute.Strategy]
@@ -111,6 +109,11 @@ def recipe_strategy(recipe: Recipe, strategies: StrategyMaker = make_strategy) -
     return strategy
 
 
+def counting(report: Report, what: str) -> Callable[[int, int], None]:
+    """Gives what reports progress over images under a name: `{what: done, "of": total}`."""
+    return lambda done, total: report({what: done, "of": total})
+
+
 def sampling_weights(recipe: Recipe, data: DataSet, report: Report = lambda record: None) -> np.ndarray | None:
     """Finds how often each example is drawn, where a recipe balances classes; every label is read once for it.
 
@@ -123,9 +126,24 @@ def sampling_weights(recipe: Recipe, data: DataSet, report: Report = lambda reco
     """
     if recipe.sampling != "balanced":
         return None
-    if data not in _BALANCES:
-        _BALANCES[data] = class_balance(data, lambda done, total: report({"searched": done, "of": total}))
-    return _BALANCES[data]
+    # Batches begin anew with each start, and stages are checked before they train.
+    return remembered("balance", recipe, data, lambda: class_balance(data, counting(report, "searched")))
+
+
+def note_overlap(data: DataSet, validation: DataSet | None, notice: Callable[[str], None]) -> None:
+    """Tells of images that are trained on and validated on: their scores say nothing of new ones.
+
+    Args:
+        data: What is trained on.
+        validation: What is validated on, if anything.
+        notice: Called with a line, if there are such images.
+    """
+    shared = () if validation is None else shared_examples(validation, data)
+    if shared:
+        notice(
+            f"{len(shared)} of the {len(validation)} validation images are trained on, too (first '{shared[0]}'): choose other "
+            "splits, e.g. --data voc --split trainaug --validation-split val"
+        )
 
 
 def feed(recipe: Recipe, data: DataSet, start: int, share: Share) -> tf.data.Dataset:
@@ -158,7 +176,7 @@ def check_recipe(
         recipe: The recipe, without stages.
         strategies: What makes the strategy.
         origin: Gives the network whose features it trains on, trained or not.
-        report: Called with `searched` and `of` while files are checked and labels are searched.
+        report: Called with `checked` and `of` while files are checked, with `searched` and `of` while labels are searched.
         notice: Called with each line that a person should see about the data.
     Returns:
         Its training data, the first batch decoded, and what would train its network. Of features that would be stored, those of
@@ -170,7 +188,7 @@ def check_recipe(
     strategy = recipe_strategy(recipe, strategies)
     if recipe.validate_every or (recipe.features and recipe.validation_split):
         open_recipe_data(recipe, recipe.validation_split)
-    data = open_training_data(recipe, lambda done, total: report({"searched": done, "of": total}), notice)
+    data = open_training_data(recipe, counting(report, "searched"), notice, counting(report, "checked"))
     sampling_weights(recipe, data, report)
     if recipe.features:
         data, recipe = sample_features(recipe, origin, data), recipe.on_features("")

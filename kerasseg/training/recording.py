@@ -82,7 +82,7 @@ class Recorder:
         # As it was before the first step: one that is killed before the next checkpoint trains and records all steps again.
         self._save(self._start, self._first_state)
         self._first_state = None
-        self._run.begin(self._recipe.to_json(), self._data.labels, self._data.heads)
+        self._run.begin(self._recipe.to_json(), self._data.labels, self._data.heads, self._data.ids)
 
     def resume(self) -> None:
         """Brings the run directory to where the trainer stood when the recorder was made."""

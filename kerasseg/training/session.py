@@ -21,8 +21,10 @@ from kerasseg.training.parts import (
     check_recipe,
     check_resumption,
     check_sizes,
+    counting,
     feed,
     make_trainer,
+    note_overlap,
     one_line_errors,
     recipe_strategy,
     sampling_weights,
@@ -77,10 +79,13 @@ def train_run(
         if recipe.features:
             used, sources = _on_stored(recipe, run, sources, strategies, preemption, workers, report if chief else None), None
         data = open_training_data(
-            used, lambda done, total: report({"searched": done, "of": total}), lambda line: report({"notice": line})
+            used, counting(report, "searched"), lambda line: report({"notice": line}), counting(report, "checked")
         )
+        if resumed:
+            run.check_ids(data.ids, recipe.data)
         sampling_weights(used, data, report)
         validation = open_recipe_data(used, used.validation_split) if used.validate_every else None
+        note_overlap(data, validation, lambda line: report({"notice": line}))
         trainer = make_trainer(used, data.num_classes, strategy, initial=not resumed)
         check_channels(trainer.model, data)
         _start(recipe, run, trainer, sources, workers, report)

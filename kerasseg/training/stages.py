@@ -47,8 +47,9 @@ def train_recipe(
         report: Called with each record of the log: `step`, `loss`, `learning_rate`, and scores after a validation. Also with
             `stage` (and `finished`) where a stage begins, `started_from` and `new_layers` where weights were taken over, `done`,
             `iterations` and `images` (per step) before the first step, `searched` and `of` while labels are searched for
-            `bootstrap_classes` or `examples`, which is done when stages are checked and again when each begins, `stored`, `of`
-            and `split` while features are stored, and `notice` with a line that a person should see.
+            `bootstrap_classes` or `examples`, which is done when stages are checked and again when each begins, or for a balanced
+            `sampling`, `checked` and `of` while files are checked for `skip_broken`, both of which is done once, `stored`, `of` and
+            `split` while features are stored, and `notice` with a line that a person should see.
     Returns:
         The trained network, in float32: the best of the validations, or the last step where there were none or the recipe says
         so. With stages, that of the last one trained.
@@ -152,7 +153,10 @@ def _check_stages(
         if places[name].exists:
             check_resumption(recipe.stage(name), places[name])
         origin = stage_origin(recipe, places, name, init.get(name))
-        check_recipe(recipe.stage(name), strategies=strategies, origin=origin, report=report)
+        data, _ = check_recipe(recipe.stage(name), strategies=strategies, origin=origin, report=report)
+        # Of features, those that are stored count, which are compared when the stage goes on.
+        if places[name].exists and not recipe.stage(name).features:
+            places[name].check_ids(data.ids, recipe.stage(name).data)
         # Models are cycles: without this they would lie in memory together.
         gc.collect()
     return open_recipe_data(recipe.final(), recipe.final().split)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kerasseg.cli.analyze.common import add_kind
 from kerasseg.cli.inference import add_inference_options, check_inference_options, check_out, chosen_inference
-from kerasseg.cli.opening import add_data_options, chosen_data, open_chosen, open_run_or_model
+from kerasseg.cli.opening import add_data_options, check_classes, chosen_data, open_chosen, open_run_or_model
 from kerasseg.cli.progress import Progress
 from kerasseg.errors import KerassegError
 
@@ -41,6 +41,7 @@ def run(options) -> None:
     split = options.split or (opened.recipe.validation_split if same else None) or "val"
     # As they are, whatever the run itself was trained on: each way of hiding is one of the rows.
     data = scored_head(open_chosen(opened, options, split, as_seen=False), opened.model, options.output)
+    check_classes(opened, data, options.output)
     names = background_names(data, names)
     inference = chosen_inference(opened, options)
     total = min(len(data), options.limit or len(data))

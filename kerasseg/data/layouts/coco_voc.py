@@ -63,8 +63,9 @@ class CocoVoc(FileDataSet):
         >>> data = CocoVoc("data/coco", "trainval_minus_minival", minimum_region=1000)  # doctest: +SKIP
     """
 
-    splits = ("train", "val", "trainval", "minival", "trainval_minus_minival")
+    splits, slow_to_open = ("train", "val", "trainval", "minival", "trainval_minus_minival"), True
     places = ("minival",)
+    photographs_of = "coco_voc"
 
     def __init__(
         self,

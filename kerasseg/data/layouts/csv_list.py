@@ -1,6 +1,7 @@
 """Anyone's own data: a table of images and masks, wherever they lie."""
 
 import csv
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,11 +39,9 @@ class CsvList(FileDataSet):
         >>> data = CsvList("my_photos/list.csv", "val")  # doctest: +SKIP
     """
 
-    grows = True
-
     def __init__(self, data_dir=None, split: str = "train", classes: str | Sequence[str] | None = None):
         path = _list_file(data_dir)
-        rows = _rows(path)
+        rows = _rows(path, _text(path))
         chosen = [record for record, its_split in rows if its_split == split]
         if not chosen:
             known = in_usual_order(its_split for _, its_split in rows)
@@ -52,7 +51,8 @@ class CsvList(FileDataSet):
     @classmethod
     def splits_of(cls, data_dir, **options) -> tuple[str, ...]:
         """Names what the column `split` holds; see `DataSet`."""
-        return in_usual_order(split for _, split in _rows(_list_file(data_dir)))
+        path = _list_file(data_dir)
+        return in_usual_order(split for _, split in _rows(path, _text(path)))
 
 
 def _list_file(data_dir) -> Path:
@@ -78,9 +78,11 @@ def _labels(path: Path, classes: str | Sequence[str] | None) -> LabelTable:
     return read_classes(file)
 
 
-def _rows(path: Path) -> list[tuple[Record, str]]:
+# Each split is opened from the same list.
+@functools.lru_cache(maxsize=2)
+def _rows(path: Path, text: str) -> tuple[tuple[Record, str], ...]:
     """The examples, and the split of each."""
-    lines = _lines(path)
+    lines = _lines(path, text)
     columns, lines = _columns(path, lines)
     places = [_entry(path, number, columns, cells) for number, cells in lines]
     if not places:
@@ -99,15 +101,18 @@ def _rows(path: Path) -> list[tuple[Record, str]]:
         seen[name, split] = row["line"]
         mask = _file(path, row["mask"]) if row["mask"] else None
         found.append((Record(name, _file(path, row["image"]), mask), split))
-    return found
+    return tuple(found)
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Number and cells of each line that holds something."""
+def _text(path: Path) -> str:
     try:
-        text = path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise KerassegError(f"{path} is not UTF-8 text: save it as CSV in UTF-8") from None
+
+
+def _lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """Number and cells of each line that holds something."""
     first = next(filter(str.strip, text.splitlines()), "")
     reader = csv.reader(text.splitlines(), delimiter=max(_DELIMITERS, key=first.count), skipinitialspace=True, strict=True)
     try:
@@ -137,6 +142,8 @@ def _entry(path: Path, number: int, columns: list[str], cells: list[str]) -> dic
     row = dict.fromkeys(_COLUMNS, "") | dict(zip(columns, cells, strict=True)) | {"line": number}
     if not row["image"]:
         raise KerassegError(f"{path} names no image in line {number}: expected a path relative to the list")
+    if "split" in columns and not row["split"]:
+        raise KerassegError(f"{path} names no split in line {number}: expected one, e.g. train")
     return row
 
 

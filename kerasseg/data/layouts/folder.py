@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kerasseg.data.layouts.shared import files_in
-from kerasseg.data.paths import check_folder
+from kerasseg.data.paths import check_folder, is_remote
 from kerasseg.data.records import FileDataSet, Record
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, IGNORE_COLOR, LabelTable, generic_table
@@ -16,6 +16,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """How the names of photographs end."""
 
 _MASKS = (".png",)
+_BY_NAME = ("train", "val")
+# Lists of these names say that the other texts, too, are lists.
+_USUAL = frozenset(_BY_NAME)
 _COLORED = re.compile(r"(.+?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 
 
@@ -43,8 +46,6 @@ class Folder(FileDataSet):
         >>> data = Folder("my_photos", "val")  # doctest: +SKIP
     """
 
-    grows = True
-
     def __init__(self, data_dir=None, split: str = "train"):
         root = check_folder(data_dir, "folder", "images/, masks/, classes.txt")
         for name in ("images", "masks", "classes.txt"):
@@ -59,8 +60,9 @@ class Folder(FileDataSet):
     def splits_of(cls, data_dir, **options) -> tuple[str, ...]:
         """Names the lists, or the subfolders; see `DataSet`."""
         root = check_folder(data_dir, "folder", "images/, masks/, classes.txt")
-        subfolders = _subfolders(root / "images") if (root / "images").is_dir() else []
-        return in_usual_order(_lists(root) or subfolders) or ("train", "val")
+        lists, subfolders = _lists(root), _subfolders(root / "images")
+        used = [name for name in lists if name in _USUAL or _names_an_image(root, name)]
+        return in_usual_order(used if _USUAL & set(lists) else subfolders or used) or _BY_NAME
 
 
 def in_usual_order(splits: Iterable[str]) -> tuple[str, ...]:
@@ -134,16 +136,16 @@ def _text(path: Path) -> str:
 def _records(root: Path, split: str) -> list[Record]:
     images, masks = root / "images", root / "masks"
     lists = _lists(root)
-    if split in lists:
+    if split in lists and (_USUAL & set(lists) or _names_an_image(root, split)):
         return _listed(root, split)
-    if {"train", "val"} & set(lists):
+    if _USUAL & set(lists):
         raise KerassegError(f"{root} has no {split}.txt: {did_you_mean(split, lists)}")
     subfolders = _subfolders(images)
     if subfolders:
         if split not in subfolders:
             raise KerassegError(f"{images} has no subfolder '{split}': {did_you_mean(split, subfolders)}")
         return pair_files(images / split, masks / split)
-    if split not in ("train", "val"):
+    if split not in _BY_NAME:
         raise KerassegError(f"{root} has no split '{split}': without lists or subfolders there are 'train' and 'val'")
     records = pair_files(images, masks)
     return [record for record in records if is_for_validation(record.id) == (split == "val")]
@@ -153,8 +155,22 @@ def _lists(root: Path) -> list[str]:
     return [path.stem for path in files_in(root, (".txt",)) if path.suffix == ".txt" and path.name != "classes.txt"]
 
 
+def _names_an_image(root: Path, split: str) -> bool:
+    """Whether a text is a list: one such as README.txt is none."""
+    there = _Present(root)
+    try:
+        return any(_pair(root, line, there)[1] for line in _lines_of(root / f"{split}.txt"))
+    except (KerassegError, OSError):
+        # In another encoding, or with lines that are longer than any name may be.
+        return False
+
+
 def _subfolders(images: Path) -> list[str]:
-    return sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not images.is_dir():
+        return []
+    # Of a photograph nothing is asked, which would be a call for each in a bucket.
+    others = [path for path in images.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES and not path.name.startswith(".")]
+    return sorted(path.name for path in others if path.is_dir())
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -199,15 +215,9 @@ def pair_files(images: Path, masks: Path) -> list[Record]:
 
 def _listed(root: Path, split: str) -> list[Record]:
     images, masks = root / "images", root / "masks"
-    lines = [line.strip() for line in _text(root / f"{split}.txt").splitlines()]
-    records, lost = [], []
-    for line in filter(None, lines):
-        # A whole line first: names may hold blanks.
-        name, image = line, _find(line, IMAGE_SUFFIXES, images)
-        mask = _find(_stem(line, image), _MASKS, masks)
-        words = line.split()
-        if image is None and len(words) == 2:
-            name, image, mask = words[0], _find(words[0], IMAGE_SUFFIXES, images, root), _find(words[1], _MASKS, masks, root)
+    records, lost, there = [], [], _Present(root)
+    for line in _lines_of(root / f"{split}.txt"):
+        name, image, mask = _pair(root, line, there)
         if image is None or mask is None:
             lost.append((line, "image" if image is None else "mask"))
         else:
@@ -221,15 +231,47 @@ def _listed(root: Path, split: str) -> list[Record]:
     return records
 
 
+def _lines_of(path: Path) -> list[str]:
+    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+
+
+class _Present:
+    """Which files there are. A remote folder is listed once: each question would be one to the network."""
+
+    def __init__(self, root: Path):
+        self._root, self._names = root, {}
+
+    def __contains__(self, path: Path) -> bool:
+        return path.name in self._names_in(path.parent) if is_remote(path) else path.is_file()
+
+    def _names_in(self, folder: Path) -> set[str]:
+        if folder not in self._names:
+            # A line with blanks and slashes may look like a folder of its own.
+            there = self._root not in folder.parents or folder.name in self._names_in(folder.parent)
+            self._names[folder] = {file.name for file in folder.iterdir()} if there and folder.is_dir() else set()
+        return self._names[folder]
+
+
+def _pair(root: Path, line: str, there: _Present) -> tuple[str, Path | None, Path | None]:
+    """Name, image and mask that a line of a list says."""
+    images, masks = root / "images", root / "masks"
+    # A whole line first: names may hold blanks.
+    image = _find(there, line, IMAGE_SUFFIXES, images)
+    words = line.split()
+    if image is None and len(words) == 2:
+        return words[0], _find(there, words[0], IMAGE_SUFFIXES, images, root), _find(there, words[1], _MASKS, masks, root)
+    return line, image, _find(there, _stem(line, image), _MASKS, masks)
+
+
 def _stem(name: str, file: Path | None) -> str:
     # Not by the last dot alone: names without suffix may hold dots.
     return name if file is None else name.removesuffix(file.suffix)
 
 
-def _find(name: str, suffixes: Iterable[str], *folders: Path) -> Path | None:
+def _find(there: _Present, name: str, suffixes: Iterable[str], *folders: Path) -> Path | None:
     """The file of a name with or without suffix, in the first folder that has it."""
     for folder in folders:
         for candidate in (folder / name, *(folder / (name + suffix) for suffix in suffixes)):
-            if candidate.suffix.lower() in suffixes and candidate.is_file():
+            if candidate.suffix.lower() in suffixes and candidate in there:
                 return candidate
     return None

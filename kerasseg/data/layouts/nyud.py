@@ -104,7 +104,16 @@ class Nyud(FileDataSet):
     def files(self, index: int) -> tuple[Path, ...]:
         """Tells the image, the labels, and depth and HHA as far as they are files; see `FileDataSet`."""
         more = (self._frames.file(role, self.ids[index]) for role in ("depth", "hha"))
-        return (*super().files(index), *(path for path in more if path is not None and path.is_file()))
+        return (*super().files(index), *(path for path in more if path is not None))
+
+    def check(self, index: int, example: Example) -> None:
+        """Checks depth and stored HHA, also where this form has no use for them: they are prepared for all; see `DataSet`."""
+        name, maps = self.ids[index], {"image": example.image}
+        if self._frames.has_depth(name):
+            maps["depth"] = self._depth(name)
+        if self._frames.file("hha", name) is not None:
+            maps["hha"] = self._frames.hha(name)
+        self._check_sizes(name, maps)
 
     def read_label(self, index: int) -> np.ndarray:
         """Reads the label map of one frame alone; see `DataSet`."""
@@ -177,6 +186,7 @@ class NyudHHA(Nyud):
         Gupta, Girshick, Arbeláez & Malik 2014, arXiv:1407.5736, §3; networks: Shelhamer et al. 2017, §5, Table 5.
     """
 
+    colors = 0
     _maps = ("hha",)
 
 

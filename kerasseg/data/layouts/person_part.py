@@ -63,7 +63,7 @@ class PascalPersonPart(FileDataSet):
         1716
     """
 
-    splits = ("train", "val", "trainval")
+    splits, slow_to_open = ("train", "val", "trainval"), True
     places = ("voc_dir",)
 
     def __init__(self, data_dir=None, split: str = "train", voc_dir: str | os.PathLike | None = None):

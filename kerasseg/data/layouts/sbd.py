@@ -36,6 +36,7 @@ class Sbd(FileDataSet):
     """
 
     splits = ("train", "val", "trainval")
+    photographs_of = "voc"
 
     def __init__(self, data_dir=None, split: str = "train"):
         root = check_folder(data_dir, "sbd", LAYOUT)

@@ -50,7 +50,7 @@ class SiftFlow(FileDataSet):
         (256, 256, 2)
     """
 
-    splits = _SPLITS
+    splits, choices = _SPLITS, ("head",)
 
     def __init__(self, data_dir=None, split: str = "trainval", head: str | None = None):
         check_split("sift_flow", split, _SPLITS)
@@ -74,7 +74,7 @@ class SiftFlow(FileDataSet):
         from kerasseg.data.preparation.prepared import PreparedFiles
         from kerasseg.data.views.heads import OneHead
 
-        prepared.check_options(cls, options, but=("head",))
+        prepared.check_options(cls, options)
         data, head = PreparedFiles(prepared, split), options.get("head")
         return data if head is None else OneHead(data, head)
 

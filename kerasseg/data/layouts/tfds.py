@@ -32,7 +32,7 @@ class Tfds(DataSet):
         name: The set, such as `oxford_iiit_pet`, with its config and version where there are several: `name/config:1.0.0`.
         image: Key of the photographs among the set's features, `a/b` for one within another; `None`: the only one there is.
         mask: Key of the masks; `None`: the only feature of one channel whose name tells that it is one.
-        classes: Names of the classes, or how many there are; `None`: as the set names them.
+        classes: Names of the classes, in a list or between commas, or how many there are; `None`: as the set names them.
         offset: Added to what the masks hold: −1 where they count from 1.
         values: What the masks hold for each class in order, instead of an offset; whatever else they hold is to be ignored.
         ignore: What they hold for pixels to ignore, beside 255.
@@ -50,7 +50,7 @@ class Tfds(DataSet):
         name: str | None = None,
         image: str | None = None,
         mask: str | None = None,
-        classes: Sequence[str] | int | None = None,
+        classes: str | Sequence[str] | int | None = None,
         offset: int = 0,
         values: Sequence[int] | None = None,
         ignore: int | Collection[int] = (),
@@ -65,13 +65,22 @@ class Tfds(DataSet):
         self._known = _known_values(labels.num_classes, offset, values, (ignore,) if isinstance(ignore, int) else ignore)
         # Of a list of values, others are not meant; without one, others are a mistake.
         self._rest = None if values is None else IGNORE
-        self.split = split
+        self.split, self.folder = split, str(builder.data_dir)
+        parts = builder.info.splits[split].file_instructions
+        self._files = [data_path(part.filename) for part in parts]
+        self._ends = np.cumsum([part.examples_in_shard - part.skip if part.take == -1 else part.take for part in parts])
         super().__init__(labels, (f"{split}_{index:06d}" for index in range(len(self._examples))))
+
+    slow_to_open = True
 
     @classmethod
     def splits_of(cls, data_dir, **options) -> tuple[str, ...]:
         """Names the set's own splits; see `DataSet`."""
         return tuple(_builder(data_dir, options.get("name"))[0].info.splits)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Tells the file that holds the record of an example, and many others."""
+        return (self._files[np.searchsorted(self._ends, index, side="right")],)
 
     def read(self, index: int) -> Example:
         """Decodes an image and its mask; see `DataSet`."""
@@ -241,7 +250,7 @@ def _key(features, asked: str | None, title: str, what: str, found: list[str]) -
     return found[0]
 
 
-def _table(title: str, feature, classes: Sequence[str] | int | None) -> LabelTable:
+def _table(title: str, feature, classes: str | Sequence[str] | int | None) -> LabelTable:
     names = getattr(feature, "names", None) if classes is None else classes
     count = getattr(feature, "num_classes", None) if classes is None else None
     if names is None and isinstance(count, int):

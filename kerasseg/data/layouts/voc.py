@@ -60,6 +60,7 @@ class Voc(FileDataSet):
 
     splits = ("train", "val", "trainval", "test", *_AUGMENTED, *_OF_SBD, "seg11train", "seg11valid")
     places = ("sbd_dir",)
+    photographs_of = "voc"
 
     def __init__(self, data_dir=None, split: str = "train", year: int | None = None, sbd_dir: str | os.PathLike | None = None):
         root = check_folder(data_dir, "voc", _LAYOUT)

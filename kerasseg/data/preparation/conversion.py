@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from kerasseg.data.checking import check_example
+from kerasseg.data.preparation.listing import Relative
 from kerasseg.data.preparation.prepared import CONVERTED, ORIGINAL
 from kerasseg.data.preparation.survey import Row, survey_example
 from kerasseg.data.records import DataSet, FileDataSet
 from kerasseg.data.table import DATA_SETS
 from kerasseg.errors import KerassegError
-from kerasseg.runs.files import atomic_path
+from kerasseg.runs.files import atomic_link, atomic_path
 
 # What links cannot be made for: another disk, a file system without them, too many of them.
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES)
@@ -62,6 +62,9 @@ class Converter:
     copy: bool
     opened: dict[str, DataSet] = field(default_factory=dict)
 
+    def __post_init__(self):
+        self.relative = Relative(self.folder)
+
     def __call__(self, unit: Unit) -> Row:
         """Prepares one.
 
@@ -102,10 +105,6 @@ class Converter:
             return [self.relative(path), None, None]
         return [self.relative(path), found.st_size, found.st_mtime_ns]
 
-    def relative(self, path) -> str:
-        """A path from the folder on, so that both can be moved together."""
-        return Path(os.path.relpath(path, self.folder)).as_posix()
-
     def _sources(self, data: DataSet, index: int) -> Mapping[str, Path | np.ndarray]:
         try:
             return data.sources(index)
@@ -122,12 +121,12 @@ class Converter:
         if isinstance(source, np.ndarray):
             path = self.folder / CONVERTED / role / f"{name}.png"
             _write_picture(path, source)
-        elif self.copy:
-            path = self.folder / ORIGINAL / role / f"{name}{source.suffix.lower()}"
-            _link_or_copy(source, path)
+            content = path.read_bytes()
         else:
-            path = source
-        content = path.read_bytes()
+            path, content = source, _content(source)
+            if self.copy:
+                path = self.folder / ORIGINAL / role / f"{name}{source.suffix.lower()}"
+                _link_or_copy(source, content, path)
         return [self.relative(path), len(content), f"{zlib.crc32(content):08x}", hashlib.sha256(content).hexdigest()]
 
 
@@ -140,14 +139,18 @@ def _write_picture(path: Path, values: np.ndarray) -> None:
         Image.fromarray(values.astype(kind)).save(temporary, format="PNG")
 
 
-def _link_or_copy(source: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
+def _content(source: Path) -> bytes:
     try:
-        # There at one stroke. Not by `atomic_path`, which would change the mode of the one file that both names then have.
-        os.link(os.path.realpath(source), path)
+        return source.read_bytes()
+    except OSError as error:
+        raise KerassegError(f"cannot read {source} ({error.strerror or error}): copy the file again") from error
+
+
+def _link_or_copy(source: Path, content: bytes, path: Path) -> None:
+    try:
+        atomic_link(os.path.realpath(source), path)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
         with atomic_path(path) as temporary:
-            shutil.copyfile(source, temporary)
+            temporary.write_bytes(content)

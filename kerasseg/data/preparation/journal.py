@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from kerasseg.data.preparation.conversion import Converter, Unit
+from kerasseg.data.preparation.listing import keys_of
 from kerasseg.data.preparation.prepared import CONVERTED, EXAMPLES, FILES, HEADER, ORIGINAL, Prepared, mask_roles
 from kerasseg.data.preparation.survey import Row
 from kerasseg.data.records import DataSet, FileDataSet
 from kerasseg.errors import KerassegError
 from kerasseg.runs.files import atomic_path, write_json
 
-BEGUN, BROKEN = "unfinished.json", "broken.txt"
-"""Beside the notes: whose files they are before `prepared.json` is there, and which examples cannot be used."""
+BROKEN = "broken.txt"
+"""Beside the notes: which examples cannot be used."""
 
 
 def list_units(converter: Converter, split: str, data: DataSet) -> list[Unit]:
@@ -34,15 +35,17 @@ def list_units(converter: Converter, split: str, data: DataSet) -> list[Unit]:
     if f"{split}.txt" in (FILES, BROKEN) or not split.isprintable() or "/" in split:
         raise KerassegError(f"split '{split}' cannot have its list in {split}.txt: rename it")
     units = []
-    for index, name in enumerate(data.ids):
-        files = [split]
-        if isinstance(data, FileDataSet):
-            record = data.records[index]
-            files = [converter.relative(path) for path in (record.image, record.mask) if path is not None]
-        if any(sign in text for text in (name, *files) for sign in "\t\r\n"):
+    for index, (name, key) in enumerate(zip(data.ids, keys_of(data, split, converter.relative), strict=True)):
+        parts = sum(path is not None for path in _parts(data, index))
+        if any(sign in key for sign in "\r\n") or key.count("\t") != parts:
             raise KerassegError(f"example '{name}' of split '{split}' has a tab or an end of line in its name or path: rename it")
-        units.append(Unit("\t".join([name, *files]), _file_name(name), split, index))
+        units.append(Unit(key, _file_name(name), split, index))
     return units
+
+
+def _parts(data: DataSet, index: int) -> tuple:
+    """What a key names beside the example."""
+    return (data.records[index].image, data.records[index].mask) if isinstance(data, FileDataSet) else (index,)
 
 
 def _file_name(name: str) -> str:
@@ -82,7 +85,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
         Key → row; the last line of an interrupted run may be torn, and is left out.
     """
     try:
-        lines = (folder / EXAMPLES).read_text("utf-8", "replace").splitlines()
+        lines = (folder / EXAMPLES).read_bytes().decode("utf-8", "replace").splitlines()
     except OSError:
         return {}
     found = {}
@@ -149,11 +152,11 @@ def still_valid(
 
 def _is_there(folder: Path, kept: Sequence, verify: bool) -> bool:
     place, size, crc, _ = kept
-    path = Path(os.path.normpath(folder / place))
+    path = os.path.normpath(f"{folder}/{place}")
     try:
-        if path.stat().st_size != size:
+        if os.stat(path).st_size != size:
             return False
-        if not verify or f"{zlib.crc32(path.read_bytes()):08x}" == crc:
+        if not verify or f"{zlib.crc32(Path(path).read_bytes()):08x}" == crc:
             return True
     except OSError:
         return False
@@ -185,7 +188,6 @@ def finish(folder: Path, header: Mapping[str, Any], rows: Mapping[str, Sequence[
         lines = [[row["id"], *(row["files"].get(role, [""])[0] for role in roles)] for row in members]
         write_table(folder / f"{split}.txt", [["id", *roles], *lines])
     write_json(folder / HEADER, header)
-    (folder / BEGUN).unlink(missing_ok=True)
     for place in {file[0] for row in dropped for file in row["files"].values()} - set(files):
         if place.startswith((f"{CONVERTED}/", f"{ORIGINAL}/")):
             (folder / place).unlink(missing_ok=True)

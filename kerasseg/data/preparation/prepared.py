@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from kerasseg.data.decode import decode_image, decode_label
-from kerasseg.data.paths import data_path
+from kerasseg.data.paths import data_path, is_remote
+from kerasseg.data.preparation.listing import Relative, keys_of, sum_of
 from kerasseg.data.preparation.stored import default_options, plain_json, table_from_json
 from kerasseg.data.records import DataSet, FileDataSet, Record
 from kerasseg.errors import KerassegError
@@ -62,7 +63,7 @@ class Prepared:
     """
 
     def __init__(self, folder):
-        self.folder = data_path(folder)
+        self.folder = _without_dots(data_path(folder))
         self.header = self._read_header()
         self.data: str = self.header["data"]
         self.options: dict[str, Any] = self.header["options"]
@@ -127,19 +128,20 @@ class Prepared:
         _, *lines = _table(self.folder / FILES)
         return {str(self.file(place)): (int(size), int(crc, 16)) for place, size, crc, _ in lines}
 
-    def check_options(self, data_set, options: Mapping[str, Any], but: Iterable[str] = ()) -> None:
-        """Refuses options other than those of the preparation.
+    def check_options(self, data_set, options: Mapping[str, Any]) -> None:
+        """Refuses options other than those of the preparation, but for its `places` and `choices`.
 
         Args:
             data_set: The class of the data set, whose signature has the options and their defaults.
             options: What it is opened with.
-            but: Options that may be any, since they choose among what is there.
         Raises:
             KerassegError: If one differs.
         """
         for name, default in default_options(data_set).items():
+            if name in (*data_set.places, *data_set.choices):
+                continue
             made, asked = (plain_json(values.get(name, default)) for values in (self.options, options))
-            if name not in but and made != asked:
+            if made != asked:
                 raise OtherOptions(
                     f"{self.folder} was prepared with {name}={json.dumps(made)}, received {name}={json.dumps(asked)}: pass what "
                     "it was prepared with, or prepare it again with --data-arguments"
@@ -174,7 +176,7 @@ class Prepared:
     def read_label(self, path: Path, labels: LabelTable) -> np.ndarray:
         """Decodes a mask as `decode_label` does, after `check_file`; one that was converted holds plain labels."""
         self.check_file(path)
-        converted = str(path).startswith(str(self.folder / CONVERTED))
+        converted = str(path).startswith(f"{self.file(CONVERTED)}/")
         return decode_label(path, _plain(labels) if converted else labels)
 
 
@@ -272,7 +274,7 @@ def open_prepared(name: str, data_set: type[DataSet], data_dir, split: str, opti
         options: What else it is opened with.
     Returns:
         The data set; `None` if its folder itself must be read: nothing was prepared in it, not this split, with other options, or
-        before examples were added.
+        before lists or classes were edited.
     Raises:
         KerassegError: If `data_dir` is a prepared folder without this split, or prepared with other options.
     """
@@ -283,12 +285,14 @@ def open_prepared(name: str, data_set: type[DataSet], data_dir, split: str, opti
     itself = folder == data_path(data_dir)
     if itself:
         return _opened(prepared, data_set, split, options)
-    if split not in prepared.splits or (data_set.grows and _has_others(prepared, data_set, data_dir, split, options)):
+    if split not in prepared.splits:
         return None
     try:
-        return _opened(prepared, data_set, split, options)
+        data = _opened(prepared, data_set, split, options)
     except OtherOptions:
         return None
+    quick = not data_set.slow_to_open and not is_remote(data_dir)
+    return None if quick and _lists_others(prepared, folder, data_set, data_dir, split, options) else data
 
 
 def _opened(prepared: Prepared, data_set, split: str, options) -> DataSet:
@@ -297,9 +301,25 @@ def _opened(prepared: Prepared, data_set, split: str, options) -> DataSet:
     return data
 
 
-def _has_others(prepared: Prepared, data_set, data_dir, split: str, options) -> bool:
-    known = [*(row.id for row in prepared.rows(split)), *prepared.header["splits"][split]["skipped"]]
-    return sorted(known) != sorted(data_set(data_dir, split, **options).ids)
+def _lists_others(prepared: Prepared, folder, data_set, data_dir, split: str, options) -> bool:
+    """Whether the folder itself lists other examples now, or other classes."""
+    try:
+        plain = data_set(data_dir, split, **{name: value for name, value in options.items() if name not in data_set.choices})
+    except KerassegError:
+        # Not there today, which is what preparing is for.
+        return False
+    if (plain.labels, plain.heads) != (prepared.labels, prepared.heads):
+        return True
+    keys = keys_of(plain, split, Relative(os.path.abspath(folder)))
+    return sum_of(keys) != prepared.header["splits"][split].get("listed")
+
+
+def _without_dots(folder):
+    """A folder on a disk from the root on and without `..`, as the paths of its files are made."""
+    if not isinstance(folder, Path):
+        return folder
+    # Behind a link, `..` is not what stands before it.
+    return Path(os.path.realpath(folder) if ".." in folder.parts else os.path.abspath(folder))
 
 
 def _plain(table: LabelTable) -> LabelTable:

@@ -325,7 +325,7 @@ class Compose:
     @cached_property
     def _steps(self) -> tuple:
         steps = []
-        for transform in _flat(self.transforms):
+        for transform in flat(self.transforms):
             if type(transform) is RandomCrop:
                 scale = steps.pop() if steps and type(steps[-1]) in (RandomScale, Resize) else None
                 transform = ScaledCrop(scale, transform, None)
@@ -381,7 +381,7 @@ def static_size(transforms) -> tuple[int, int] | None:
     Returns:
         `(height, width)`, or `None` if it depends on the image or on chance.
     """
-    for transform in reversed(tuple(_flat(transforms))):
+    for transform in reversed(tuple(flat(transforms))):
         if isinstance(transform, RandomCrop | Resize | PadTo) and transform.size is not None:
             return tuple(transform.size)
         if not isinstance(transform, Flip | Jitter | ColorJitter | LossSampling):
@@ -389,6 +389,7 @@ def static_size(transforms) -> tuple[int, int] | None:
     return None
 
 
-def _flat(transforms):
+def flat(transforms):
+    """Yields transforms one by one, also those within a `Compose`."""
     for transform in transforms:
-        yield from _flat(transform.transforms) if isinstance(transform, Compose) else (transform,)
+        yield from flat(transform.transforms) if isinstance(transform, Compose) else (transform,)

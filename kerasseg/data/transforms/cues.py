@@ -129,7 +129,7 @@ class MaskedData(DataSet):
     def __init__(self, data, cues: MaskCues):
         self._data, self._cues = data, cues
         # Those of one's own need not say all that those of the library say.
-        for name in ("photographs", "channels", "heads", "inputs"):
+        for name in ("photographs", "channels", "colors", "heads", "inputs"):
             setattr(self, name, getattr(data, name, getattr(DataSet, name)))
         super().__init__(data.labels, getattr(data, "ids", ()), getattr(data, "mean", DEFAULT_MEAN))
 

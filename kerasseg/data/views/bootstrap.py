@@ -40,7 +40,7 @@ class Bootstrapped(DataSet):
                 f"no image of data set '{data.labels.name}' holds {' or '.join(map(str, classes))}: nothing to list twice"
             )
         self._data, self._indices = data, (*range(len(data)), *found)
-        for name in ("photographs", "channels", "heads", "inputs"):
+        for name in ("photographs", "channels", "colors", "heads", "inputs"):
             setattr(self, name, getattr(data, name))
         super().__init__(data.labels, (data.ids[index] for index in self._indices), data.mean)
 

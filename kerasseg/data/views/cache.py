@@ -5,12 +5,17 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
 from kerasseg.data.paths import data_path, is_remote
 from kerasseg.data.records import DataSet, Example
+from kerasseg.data.views.bootstrap import Bootstrapped
 from kerasseg.data.views.derived import Derived
+from kerasseg.data.views.fingerprint import about
+from kerasseg.data.views.subset import Subset
+from kerasseg.data.views.union import Union
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE
 from kerasseg.runs.files import atomic_path
@@ -45,6 +50,16 @@ class Cached(Derived):
         super().__init__(data, data.ids)
         self._data = data
         self._store = _Memory(data) if str(where) == MEMORY else _Folder(data, where)
+
+    def place(self, index: int) -> tuple[DataSet, int]:
+        """Tells where an example is from.
+
+        Args:
+            index: 0 to `len(self)` − 1.
+        Returns:
+            The data set, and the index in it.
+        """
+        return self._data, index
 
     @property
     def bytes(self) -> int:
@@ -88,11 +103,14 @@ def _small(example: Example) -> _Kept:
 
 
 class _Memory:
-    """Examples in memory, up to what was free of it at the beginning."""
+    """Examples in memory, up to what was free of it at the beginning, and will be when other such stores are full."""
+
+    _stores: WeakSet["_Memory"] = WeakSet()
 
     def __init__(self, data: DataSet):
         self._kept: dict[int, _Kept] = {}
-        self.bytes, self._limit = 0, int(_SHARE * free_memory())
+        still_to_come = sum(max(0, other._expected - other.bytes) for other in self._stores)
+        self.bytes, self._limit = 0, int(_SHARE * free_memory()) - still_to_come
         length = len(data)
         sample = sorted({length * k // min(_SAMPLE, length) for k in range(min(_SAMPLE, length))})
         read = sum(self.keep(index, data.read(index)).nbytes for index in sample)
@@ -100,8 +118,10 @@ class _Memory:
         if expected > self._limit:
             raise KerassegError(
                 f"cache 'memory': {length} examples will take about {expected / _GIGABYTE:.1f} GB, but only "
-                f"{self._limit / _GIGABYTE:.1f} GB of memory may be filled: name a folder as cache, or leave it out"
+                f"{max(0, self._limit) / _GIGABYTE:.1f} GB of memory may be filled: name a folder as cache, or leave it out"
             )
+        self._expected = expected
+        self._stores.add(self)
 
     def read(self, index: int) -> _Kept | None:
         return self._kept.get(index)
@@ -123,24 +143,37 @@ class _Folder:
             raise KerassegError(f"cache '{where}': a cache spares the way to remote files, so name a folder on a disk, or 'memory'")
         self._data, self._folder = data, data_path(where)
         self._told: dict[int, bytes] = {}
+        self._remote: dict[int, Path] = {}
         with _telling(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def _file(self, index: int) -> Path | None:
-        data, place = source(self._data, index)
-        if id(data) not in self._told:
-            self._told[id(data)] = _about(data)
-        told = hashlib.sha256(self._told[id(data)])
+        if index in self._remote:
+            return self._remote[index]
+        data, place, told = self._data, index, hashlib.sha256()
+        while hasattr(data, "place"):
+            # Those show the examples as they are.
+            if not isinstance(data, (Bootstrapped, Cached, Subset, Union)):
+                told.update(self._about(data))
+            data, place = data.place(place)
+        told.update(self._about(data))
         told.update(data.ids[place].encode())
-        for path in source_files(data, place):
-            try:
-                found = path.stat()
-            except OSError:
-                # Reading tells what is the matter with it.
-                return None
-            told.update(repr((str(path), found.st_size, found.st_mtime_ns)).encode())
+        paths = source_files(data, place)
+        try:
+            told.update(repr([(str(path), *_stamp(path)) for path in paths]).encode())
+        except OSError:
+            return None
         name = told.hexdigest()[:32]
-        return self._folder / name[:2] / f"{name}.npy"
+        file = self._folder / name[:2] / f"{name}.npy"
+        if any(map(is_remote, paths)):
+            # To ask again takes a call each; while a run goes on they stay as they are.
+            self._remote[index] = file
+        return file
+
+    def _about(self, data: DataSet) -> bytes:
+        if id(data) not in self._told:
+            self._told[id(data)] = about(data).encode()
+        return self._told[id(data)]
 
     def read(self, index: int) -> _Kept | None:
         file = self._file(index)
@@ -163,6 +196,16 @@ class _Folder:
                 for array in (kept.image, np.uint8(0) if kept.label is None else kept.label, np.str_(kept.path or "")):
                     np.save(stream, array, allow_pickle=False)
         return kept
+
+
+def _stamp(path) -> tuple[int, ...]:
+    """By what a change of a file is noticed: size and time."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        # Of one that it needs reading tells, and nothing is kept.
+        return ()
+    return found.st_size, found.st_mtime_ns
 
 
 @contextmanager
@@ -201,30 +244,10 @@ def source_files(data: DataSet, index: int) -> list[Path]:
     """
     if hasattr(data, "rows"):
         return list(data.rows[index].files.values())
+    if hasattr(data, "files"):
+        return list(data.files(index))
     records = getattr(data, "records", None)
     return [value for value in vars(records[index]).values() if hasattr(value, "read_bytes")] if records else []
-
-
-def _about(data: DataSet) -> bytes:
-    """What else decides how an example looks: the kind of the data set, its tables, and its options, which it has as attributes."""
-    values = {name: _told(value) for name, value in sorted(vars(data).items()) if name not in ("ids", "records", "rows", "mean")}
-    options = {name: value for name, value in values.items() if value is not None}
-    behind = [_about(value) for value in vars(data).values() if isinstance(value, DataSet)]
-    tables = data.labels, data.labels.file_to_label, data.heads, data.inputs
-    return repr((type(data).__module__, type(data).__name__, tables, options, behind)).encode()
-
-
-def _told(value) -> str | None:
-    """A setting in short; None of what is none, such as a list of all files."""
-    if isinstance(value, dict):
-        value = tuple(sorted(value.items())) if all(isinstance(name, str) for name in value) else None
-    if isinstance(value, np.ndarray):
-        value = value.dtype.str, value.shape, value.tobytes()
-    return hashlib.sha256(repr(value).encode()).hexdigest() if _is_plain(value) else None
-
-
-def _is_plain(value) -> bool:
-    return isinstance(value, (str, bytes, int, float, bool)) or (type(value) is tuple and all(map(_is_plain, value)))
 
 
 def free_memory() -> int:

@@ -14,6 +14,6 @@ class Derived(DataSet):
     """
 
     def __init__(self, data: DataSet, ids: Iterable[str]):
-        self.photographs, self.channels = data.photographs, data.channels
+        self.photographs, self.channels, self.colors = data.photographs, data.channels, data.colors
         self.heads, self.inputs = data.heads, data.inputs
         super().__init__(data.labels, ids, data.mean)

@@ -30,6 +30,7 @@ class OneHead(DataSet):
             raise KerassegError(f"data set '{data.labels.name}' has no label map '{head}': {known}")
         self._data, self._place, self.task = data, list(data.heads).index(head), head
         self.photographs, self.channels, self.inputs = data.photographs, data.channels, data.inputs
+        self.colors = data.colors
         super().__init__(data.heads[head], data.ids, data.mean)
 
     def read(self, index: int) -> Example:

@@ -1,7 +1,7 @@
 """Several data sets as one."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -89,6 +89,7 @@ def _check_alike(first_name: str, first: DataSet, name: str, data: DataSet) -> N
         "heads": heads,
         "inputs": [each.inputs for each in (first, data)],
         "channels": [each.channels for each in (first, data)],
+        "colors": [each.colors for each in (first, data)],
         "photographs": [each.photographs for each in (first, data)],
     }
     for kind, (one, other) in pairs.items():
@@ -103,18 +104,50 @@ def _listed_once(named: Mapping[str, DataSet]) -> tuple[tuple[int, int], ...]:
     """Number of the data set and index in it, of each example that none before has."""
     seen, places = set(), []
     for number, (name, data) in enumerate(named.items()):
-        kind = name.partition(":")[0]
-        photographs = _PHOTOGRAPHS_OF.get(kind, kind)
-        shared = photographs in _PHOTOGRAPHS_OF.values()
-        records = getattr(data, "records", None)
-        for index, identity in enumerate(data.ids):
-            # Else two folders may well have an `image1` each.
-            own = (str(records[index].image), identity) if records else (number, index)
-            key = (photographs, identity) if shared else own
+        kind = _opened_as(data) or name.partition(":")[0]
+        for index in range(len(data)):
+            key = _photograph(kind, data, index) or (number, index)
             if key not in seen:
                 seen.add(key)
                 places.append((number, index))
     return tuple(places)
+
+
+def _opened_as(data: DataSet) -> str | None:
+    """The name that a data set was opened by, or by which its photographs are known."""
+    return getattr(data, "opened_with", {}).get("data_set") or getattr(data, "photographs_of", None)
+
+
+def _photograph(kind: str | None, data: DataSet, index: int) -> tuple | None:
+    """By what the photograph of an example is known in other data sets, too; `None` where nothing tells."""
+    photographs = _PHOTOGRAPHS_OF.get(kind, kind)
+    if photographs in _PHOTOGRAPHS_OF.values():
+        return photographs, data.ids[index]
+    records = getattr(data, "records", None)
+    # Not by the name alone: two folders may well have an `image1` each.
+    return (str(records[index].image), data.ids[index]) if records else None
+
+
+def shared_examples(data: DataSet, others: DataSet) -> tuple[str, ...]:
+    """Names the examples of a data set whose photograph is in another one, too.
+
+    Args:
+        data: The data set, for instance to validate on.
+        others: The other one, for instance to train on.
+    Returns:
+        Their ids, in their order. Photographs of VOC are known by name, others by their file; of what has neither nothing is told.
+    """
+    theirs = {key for _, key in _photographs(others)}
+    return tuple(name for name, key in _photographs(data) if key is not None and key in theirs)
+
+
+def _photographs(data: DataSet) -> Iterator[tuple[str, tuple | None]]:
+    """Of each example its id and what its photograph is known by, in the data set that reads it."""
+    for index, name in enumerate(data.ids):
+        origin = data
+        while step := getattr(origin, "place", None) or getattr(origin, "cut_from", None):
+            origin, index = step(index)
+        yield name, _photograph(_opened_as(origin), origin, index)
 
 
 def _ids(named: Mapping[str, DataSet], places) -> list[str]:
