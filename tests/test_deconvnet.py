@@ -340,7 +340,7 @@ def test_multipliers_are_those_of_the_net_files():
 
 def test_examples_of_both_stages_train(tmp_path, monkeypatch):
     data, boxes = open_data("shapes", length=16), tmp_path / "boxes.json"
-    monkeypatch.setattr("kerasseg.recipes.building.open_recipe_data", lambda *_: data)
+    monkeypatch.setattr("kerasseg.recipes.building.open_data", lambda *_, **__: data)
     labels = (data.read_label(index) for index in range(len(data)))
     boxes.write_text(
         json.dumps({name: object_boxes(label, data.labels).tolist() for name, label in zip(data.ids, labels, strict=True)})
