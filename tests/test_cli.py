@@ -60,6 +60,8 @@ def place(tmp_path_factory):
     assert run(train, *TINY, *on(camvid), *learn, "--run-dir", root / "eleven") == 0
     assert run(train, *TINY, "--crop-size", "32x32", "--batch-size", "1", "--run-dir", root / "six") == 0
     shutil.copytree(root / "six", root / "disguised")
+    # As a run of a release that did not count its images.
+    (root / "disguised/data.json").unlink()
     recipe = json.loads((root / "six/recipe.json").read_text())
     changed = {**recipe, "data": "camvid", "data_dir": str(camvid)}
     (root / "disguised/recipe.json").write_text(json.dumps(changed))
