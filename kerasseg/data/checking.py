@@ -21,7 +21,7 @@ from PIL import Image
 from kerasseg.data.decode import decode_label
 from kerasseg.data.layouts.folder import IMAGE_SUFFIXES
 from kerasseg.data.preparation.survey import Row, survey_example
-from kerasseg.data.records import DataSet, Example, FileDataSet
+from kerasseg.data.records import DataSet, Example, FileDataSet, source_of
 from kerasseg.data.views.subset import Subset
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE
@@ -71,7 +71,7 @@ def check_example(data: DataSet, index: int) -> Example:
             _check_label(data, example)
         if files:
             _check_photograph(data, files, example)
-        origin, place = _origin(data, index)
+        origin, place = source_of(data, index)
         origin.check(place, example)
         return example
     except KerassegError:
@@ -93,14 +93,8 @@ def files_of(data: DataSet, index: int) -> tuple:
         The files, the image first; none where there are none, or those of a prepared folder, which are compared with their
         checksums when they are read.
     """
-    data, index = _origin(data, index)
+    data, index = source_of(data, index)
     return data.files(index) if isinstance(data, FileDataSet) and data.prepared is None else ()
-
-
-def _origin(data: DataSet, index: int) -> tuple[DataSet, int]:
-    while (place := getattr(data, "place", None)) is not None:
-        data, index = place(index)
-    return data, index
 
 
 def check_file(path) -> None:

@@ -134,8 +134,7 @@ class DataSet:
             return {"image": example.image}
         if self.heads is None:
             return {"image": example.image, "mask": label}
-        roles = ["mask", *(f"mask_{head}" for head in list(self.heads)[1:])]
-        return {"image": example.image, **{role: label[..., place] for place, role in enumerate(roles)}}
+        return {"image": example.image, **{role: label[..., place] for place, role in enumerate(mask_roles(self.heads))}}
 
     def check(self, index: int, example: Example) -> None:
         """Checks what `prepare_data` keeps of an example but `read` does not look at.
@@ -311,3 +310,22 @@ def each_label(data: DataSet, report: Callable[[int, int], None] | None = None) 
         yield label
         if report is not None:
             report(index + 1, len(data))
+
+
+def mask_roles(heads: Mapping[str, LabelTable] | None) -> list[str]:
+    """The parts that the label maps of an example play: `mask`, and `mask_<head>` of each further head."""
+    return ["mask", *(f"mask_{head}" for head in list(heads or ())[1:])]
+
+
+def source_of(data: DataSet, index: int) -> tuple[DataSet, int]:
+    """Finds the data set that reads an example itself, behind unions and parts of it.
+
+    Args:
+        data: A data set.
+        index: 0 to `len(data)` − 1.
+    Returns:
+        That data set, and the index in it.
+    """
+    while (place := getattr(data, "place", None)) is not None:
+        data, index = place(index)
+    return data, index

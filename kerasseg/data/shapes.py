@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from kerasseg.data.layouts.shared import check_split
 from kerasseg.data.records import DataSet, Example
 from kerasseg.errors import KerassegError
 from kerasseg.labels import IGNORE, LABELS
-from kerasseg.tables import did_you_mean
 
 _LENGTHS = {"train": 1024, "val": 128, "test": 128}
 _SIDES = {"circle": 0, "square": 4, "triangle": 3}
@@ -48,8 +48,7 @@ class Shapes(DataSet):
             raise KerassegError(
                 f"data set 'shapes' is drawn but received data_dir '{data_dir}': leave it out; your own images are 'folder'"
             )
-        if split not in _LENGTHS:
-            raise KerassegError(f"data set 'shapes' has no split '{split}': {did_you_mean(str(split), _LENGTHS)}")
+        check_split("shapes", split, _LENGTHS)
         if len(tuple(size)) != 2 or min(size) < 16:
             raise KerassegError(f"data set 'shapes' received size {size}: expected (height, width) of at least 16, e.g. (96, 128)")
         length = _LENGTHS[split] if length is None else length

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from kerasseg.data import DataSet
 from kerasseg.data.paths import is_remote
-from kerasseg.data.views.cache import source, source_files
+from kerasseg.data.records import source_of
+from kerasseg.data.views.cache import source_files
 from kerasseg.recipes.base import Recipe
 
 Found = TypeVar("Found")
@@ -47,7 +48,7 @@ def _state(data: DataSet) -> str:
     told = hashlib.sha256()
     for index, name in enumerate(data.ids):
         told.update(repr(name).encode())
-        for path in source_files(*source(data, index)):
+        for path in source_files(*source_of(data, index)):
             if not is_remote(path):
                 try:
                     found = path.stat()

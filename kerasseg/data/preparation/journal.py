@@ -10,9 +10,9 @@ from typing import Any
 
 from kerasseg.data.preparation.conversion import Converter, Unit
 from kerasseg.data.preparation.listing import keys_of
-from kerasseg.data.preparation.prepared import CONVERTED, EXAMPLES, FILES, HEADER, ORIGINAL, Prepared, mask_roles
+from kerasseg.data.preparation.prepared import CONVERTED, EXAMPLES, FILES, HEADER, ORIGINAL, Prepared
 from kerasseg.data.preparation.survey import Row
-from kerasseg.data.records import DataSet, FileDataSet
+from kerasseg.data.records import DataSet, FileDataSet, mask_roles
 from kerasseg.errors import KerassegError
 from kerasseg.runs.files import atomic_path, write_json
 

@@ -16,7 +16,7 @@ from kerasseg.data.decode import decode_image, decode_label
 from kerasseg.data.paths import data_path, is_remote
 from kerasseg.data.preparation.listing import Relative, keys_of, sum_of
 from kerasseg.data.preparation.stored import default_options, plain_json, table_from_json
-from kerasseg.data.records import DataSet, FileDataSet, Record
+from kerasseg.data.records import DataSet, FileDataSet, Record, mask_roles
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LabelTable
 from kerasseg.tables import did_you_mean
@@ -215,14 +215,13 @@ class PreparedFiles(FileDataSet):
             raise KerassegError(f"the label maps of example '{self.ids[index]}' ({files['mask']} …) are {sizes}: expected one size")
         return np.stack(maps, axis=-1)
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Tells the files, those of all parts; see `FileDataSet`."""
+        return tuple(self.rows[index].files.values())
+
     def sources(self, index: int) -> dict[str, Path | np.ndarray]:
         """Tells the files; see `FileDataSet`."""
         return dict(self.rows[index].files)
-
-
-def mask_roles(heads: Mapping[str, LabelTable] | None) -> list[str]:
-    """The parts that the label maps of an example play: `mask`, and `mask_<head>` of each further head."""
-    return ["mask", *(f"mask_{head}" for head in list(heads or ())[1:])]
 
 
 def find_prepared(data_dir, name: str, family: str | None = None) -> Path | None:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kerasseg.data.records import DataSet, Example, each_label
+from kerasseg.data.views.derived import Derived
 from kerasseg.errors import KerassegError
 from kerasseg.labels import LabelTable
 from kerasseg.tables import did_you_mean
 
 
-class Bootstrapped(DataSet):
+class Bootstrapped(Derived):
     """A data set with the images that hold any of some classes listed once more, after all others.
 
     Making it reads every label once.
@@ -40,9 +41,7 @@ class Bootstrapped(DataSet):
                 f"no image of data set '{data.labels.name}' holds {' or '.join(map(str, classes))}: nothing to list twice"
             )
         self._data, self._indices = data, (*range(len(data)), *found)
-        for name in ("photographs", "channels", "colors", "heads", "inputs"):
-            setattr(self, name, getattr(data, name))
-        super().__init__(data.labels, (data.ids[index] for index in self._indices), data.mean)
+        super().__init__(data, (data.ids[index] for index in self._indices))
 
     def read(self, index: int) -> Example:
         """Reads the example from the data set behind it."""

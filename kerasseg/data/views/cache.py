@@ -10,7 +10,7 @@ from weakref import WeakSet
 import numpy as np
 
 from kerasseg.data.paths import data_path, is_remote
-from kerasseg.data.records import DataSet, Example
+from kerasseg.data.records import DataSet, Example, source_of
 from kerasseg.data.views.bootstrap import Bootstrapped
 from kerasseg.data.views.derived import Derived
 from kerasseg.data.views.fingerprint import about
@@ -186,7 +186,7 @@ class _Folder:
 
     def keep(self, index: int, example: Example) -> _Kept:
         kept, file = _small(example), self._file(index)
-        if example.path is not None and not source_files(*source(self._data, index)):
+        if example.path is not None and not source_files(*source_of(self._data, index)):
             raise KerassegError(
                 f"cache '{self._folder}': {type(self._data).__name__} does not tell of which files example '{example.id}' is made, "
                 "so that no change would be seen; put the cache around the data set as it is opened, or use cache 'memory'"
@@ -219,22 +219,8 @@ def _telling(folder):
         ) from error
 
 
-def source(data: DataSet, index: int) -> tuple[DataSet, int]:
-    """Finds the data set that reads an example itself, behind unions and parts of it.
-
-    Args:
-        data: A data set.
-        index: 0 to `len(data)` − 1.
-    Returns:
-        That data set, and the index in it.
-    """
-    while hasattr(data, "place"):
-        data, index = data.place(index)
-    return data, index
-
-
 def source_files(data: DataSet, index: int) -> list[Path]:
-    """Names the files that an example is read from, as far as its record tells.
+    """Names the files that an example is read from, as far as it tells.
 
     Args:
         data: A data set.
@@ -242,12 +228,7 @@ def source_files(data: DataSet, index: int) -> list[Path]:
     Returns:
         The paths; none for a data set without files.
     """
-    if hasattr(data, "rows"):
-        return list(data.rows[index].files.values())
-    if hasattr(data, "files"):
-        return list(data.files(index))
-    records = getattr(data, "records", None)
-    return [value for value in vars(records[index]).values() if hasattr(value, "read_bytes")] if records else []
+    return list(data.files(index)) if hasattr(data, "files") else []
 
 
 def free_memory() -> int:

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 
 from kerasseg.data.records import DataSet, Example
+from kerasseg.data.views.derived import Derived
 from kerasseg.errors import KerassegError
 from kerasseg.tables import did_you_mean
 
 
-class OneHead(DataSet):
+class OneHead(Derived):
     """A data set of several label maps an example, with one of them alone.
 
     Args:
@@ -29,9 +30,8 @@ class OneHead(DataSet):
             known = did_you_mean(head, data.heads) if data.heads else "it has one label map, so name none"
             raise KerassegError(f"data set '{data.labels.name}' has no label map '{head}': {known}")
         self._data, self._place, self.task = data, list(data.heads).index(head), head
-        self.photographs, self.channels, self.inputs = data.photographs, data.channels, data.inputs
-        self.colors = data.colors
-        super().__init__(data.heads[head], data.ids, data.mean)
+        super().__init__(data, data.ids)
+        self.heads, self.labels = None, data.heads[head]
 
     def read(self, index: int) -> Example:
         """Reads an example, and of its label maps the one."""
